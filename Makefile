@@ -1,0 +1,67 @@
+# Every target sets up what it needs. PYTHON names the interpreter for .venv: make book PYTHON=python3.12
+PYTHON ?= python3
+PORT ?= 8000
+
+BIN := .venv/bin
+SITE := _build/html
+PINS := requirements.txt constraints.txt pyproject.toml
+PAGES := $(shell sed -n -e 's/^root: *//p' -e 's/^ *- file: *//p' _toc.yml)
+
+fail = { echo "$(1)" >&2; exit 1; }
+
+.DELETE_ON_ERROR:
+.PHONY: help book test bench serve clean check-python sources
+
+help:
+	@echo "make book    install what the book needs into .venv, run every chapter, write the site to $(SITE)"
+	@echo "make test    build the book, then check the code, the package and every page in a browser"
+	@echo "make bench   print speed and memory as ratios to other implementations"
+	@echo "make serve   build the book and serve it at http://localhost:$(PORT) (other port: make serve PORT=8001)"
+	@echo "make clean   remove .venv and everything the other targets made"
+
+book: .venv/installed _build/sources
+	@$(BIN)/jupyter-book --version | grep -q ': 1\.' || \
+	  $(call fail,The book needs Jupyter Book 1.x: run 'make clean' and then 'make book'.)
+# Sphinx tells a warning only when it reads a page, so a build after a failed one has to read all pages again.
+	@test -f _build/complete || rm -rf _build/.doctrees
+	@rm -f _build/complete
+	@$(BIN)/jupyter-book build . -n -W --keep-going || \
+	  $(call fail,The book has errors or warnings: see WARNING and ERROR above.)
+	@for page in $(PAGES); do test -f $(SITE)/$$page.html || \
+	  $(call fail,_toc.yml names $$page but $(SITE)/$$page.html was not made.); done
+	@touch _build/complete
+	@echo "The book is built. Open $(CURDIR)/$(SITE)/index.html"
+
+test: book
+	$(BIN)/python tests/browser.py
+	$(BIN)/ruff check .
+	$(BIN)/pytest
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/run.py
+
+serve: book
+	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory $(SITE)
+
+clean:
+	rm -rf .venv _build .pytest_cache .ruff_cache .hypothesis code/*.egg-info
+	find code tests _ext benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/installed: $(PINS) | check-python
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+check-python:
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  $(call fail,The book needs Python 3.11 or newer. Name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11)
+	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip, venv' || \
+	  $(call fail,'$(PYTHON)' cannot make a virtual environment. On Debian or Ubuntu: sudo apt-get install python3-venv)
+
+# The execution cache knows a chapter's code and nothing else: drop it, and the pages made from it, when the package,
+# the site's extension or a pin is not what it was. Checksums and not times, which a fresh checkout sets anew.
+_build/sources: sources | .venv/installed
+	@mkdir -p _build
+	@{ $(BIN)/python --version; find code/resbook _ext -type f ! -path '*/__pycache__/*' | sort | xargs cksum; cksum $(PINS); } > $@.new
+	@cmp -s $@.new $@ || rm -rf _build/.jupyter_cache _build/.doctrees
+	@mv $@.new $@

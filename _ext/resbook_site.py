@@ -1,0 +1,62 @@
+"""The few lines of Sphinx that the book needs: formulas without a network, and pages without dead weight."""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from markupsafe import Markup
+from sphinx.util.fileutil import copy_asset
+
+TEMPLATES = str(Path(__file__).parent / "templates")
+MATHJAX = Path(str(files("sphinx-mathjax-offline"))) / "static" / "mathjax"
+
+# MathJax in parts and not as its combined file: without the menu there are 100 kB less to load. The menu would
+# also make every formula a stop of the Tab key, and offer speech that is not here; screen readers get MathML
+# from assistive-mml.
+MATHJAX_PARTS = ["input/tex", "output/chtml", "a11y/assistive-mml"]
+MATHJAX_FILES = [
+    *("startup.js", "core.js", *(f"{part}.js" for part in MATHJAX_PARTS), "output/chtml/fonts/tex.js"),
+    *("input/tex/extensions", "output/chtml/fonts/woff-v2"),  # folders; a page loads what its formulas use
+]
+
+# Font Awesome comes twice: web fonts draw every icon, and a script of 1.5 MB draws them all again. And its fonts
+# are loaded ahead on every page, used or not, which also fails on a page opened as a file.
+DEAD_WEIGHT = re.compile(r"<script[^>]*/fontawesome/[^>]*></script>|<link[^>]*preload[^>]*/webfonts/[^>]*>")
+
+
+def configure(app, config):
+    config.templates_path.append(TEMPLATES)
+    config.mathjax_path = "mathjax/startup.js"
+    config.mathjax3_config = {"loader": {"load": MATHJAX_PARTS}}
+    # Buttons that lead to the repository, where _config.yml names one.
+    options = config.html_theme_options
+    options["use_repository_button"] = options["use_issues_button"] = bool(options.get("repository_url"))
+
+
+def lighten_page(app, pagename, templatename, context, doctree):
+    """Leave out Thebe (not used, and declared twice: an error on every page) and what is there a second time."""
+    scripts = {}
+    for script in context["script_files"]:
+        body = script.attributes.get("body") or ""
+        if "THEBE_JS_URL" not in body and "sphinx-thebe" not in str(script.filename):
+            scripts.setdefault((script.filename, body), script)
+    context["script_files"] = list(scripts.values())
+    styles = context["css_files"]
+    context["css_files"] = [style for style in styles if "sphinx-thebe" not in str(style.filename)]
+    context["lighten_head"] = lambda head: Markup(DEAD_WEIGHT.sub("", head))
+
+
+def copy_mathjax(app, failure):
+    if failure or app.builder.format != "html":
+        return
+    target = Path(app.outdir) / "_static" / "mathjax"
+    for name in MATHJAX_FILES:
+        source = MATHJAX / name
+        copy_asset(source, target / name if source.is_dir() else (target / name).parent)
+
+
+def setup(app):
+    app.connect("config-inited", configure)
+    app.connect("html-page-context", lighten_page, priority=900)
+    app.connect("build-finished", copy_mathjax)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,198 @@
+"""The blocks of residual networks; plain, residual and pre-activation are switches of one block."""
+
+import torch.nn.functional as F
+from torch import nn
+
+from resbook.arithmetic import check_integer
+
+
+class Shortcut(nn.Sequential):
+    """The path around a block's branch: an identity wherever shapes allow, else one of the paper's three options.
+
+    * A: take every ``stride``-th position and fill new channels with zeros, half before and half after the old ones;
+      nothing is learned.
+    * B: a 1x1 convolution and a normalisation where the shape changes, an identity elsewhere.
+    * C: that projection everywhere.
+
+    (He et al. 2016a, section 3.3 and Table 3. The paper does not say where A's zeros go.)
+
+    Args:
+        in_channels: channels of the block's input.
+        out_channels: channels of the branch's output.
+        stride: the branch's stride. Default 1.
+        option: "A", "B" or "C". Default "B".
+        norm: makes the projection's normalisation from a number of channels. Default ``nn.BatchNorm2d``.
+
+    Shape:
+        ``(N, in_channels, H, W)`` to ``(N, out_channels, ceil(H / stride), ceil(W / stride))``.
+
+    Raises:
+        ValueError: an unknown option, or option A where channels would have to be removed.
+    """
+
+    def __init__(self, in_channels, out_channels, stride=1, option="B", norm=nn.BatchNorm2d):
+        check_option(option)
+        if option == "A" and out_channels < in_channels:
+            raise ValueError(
+                f'shortcut="A" can add channels but not remove them, so it cannot match {in_channels} channels with '
+                f'{out_channels}; use "B" or "C"'
+            )
+        super().__init__()
+        self.stride, self.new_channels = stride, out_channels - in_channels
+        changes = stride != 1 or self.new_channels != 0
+        if option == "C" or (option == "B" and changes):
+            self.append(convolution(in_channels, out_channels, 1, stride, norm))
+            self.append(norm(out_channels))
+        self.is_identity = not len(self) and not changes
+
+    def forward(self, x):
+        if len(self):
+            return super().forward(x)
+        if self.stride > 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        if self.new_channels:
+            before = self.new_channels // 2
+            x = F.pad(x, (0, 0, 0, 0, before, self.new_channels - before))
+        return x
+
+
+class Block(nn.Module):
+    """What both blocks share: a branch, a shortcut around it, the addition, and where the activations stand.
+
+    Post-activation (He et al. 2016a, Fig. 2 and 5): ``relu(branch(x) + shortcut(x))``. Pre-activation (He et al.
+    2016b, Fig. 1b): normalisation and ReLU come before each convolution and nothing after the addition; where the
+    shape changes, both paths start from the activated input (2016b, appendix).
+
+    Args:
+        in_channels: channels of the input.
+        width: channels inside the branch; the output has ``expansion * width``.
+        stride: how much the branch shrinks height and width. Default 1.
+        residual: whether there is a shortcut; without it the block is a stack of plain layers. Default True.
+        shortcut: "A", "B" or "C", see :class:`Shortcut`. Default "B".
+        preactivation: normalisation and ReLU before each convolution. Default False.
+        norm: makes a normalisation from a number of channels; ``nn.Identity`` for none, and then the convolutions
+            have biases. Default ``nn.BatchNorm2d``.
+        zero_init: start with a branch that puts out zeros, see :meth:`zero_branch`. Default False.
+
+    Shape:
+        ``(N, in_channels, H, W)`` to ``(N, expansion * width, ceil(H / stride), ceil(W / stride))``.
+
+    Raises:
+        TypeError: a count is not an integer, or ``norm`` cannot be called.
+        ValueError: a count is below 1, or the shortcut is unknown or cannot match the shapes.
+    """
+
+    expansion = 1
+
+    def __init__(
+        self,
+        in_channels,
+        width,
+        stride=1,
+        *,
+        residual=True,
+        shortcut="B",
+        preactivation=False,
+        norm=nn.BatchNorm2d,
+        zero_init=False,
+    ):
+        for name, value in (("in_channels", in_channels), ("width", width), ("stride", stride)):
+            check_integer(name, value)
+        check_option(shortcut)
+        if not callable(norm):
+            raise TypeError(f"norm must make a module from a number of channels, as nn.BatchNorm2d does; got {norm!r}")
+        super().__init__()
+        self.residual, self.preactivation, self.zero_init = residual, preactivation, zero_init
+        self.build_branch(in_channels, width, stride, norm)
+        self.relu = nn.ReLU()
+        # torchvision's name for the shortcut, kept so that its weights fit; most of them do not downsample.
+        out_channels = self.expansion * width
+        self.downsample = Shortcut(in_channels, out_channels, stride, shortcut, norm) if residual else None
+        if zero_init:
+            self.zero_branch()
+
+    def forward(self, x):
+        if self.preactivation:
+            activated = self.relu(self.bn1(x))
+            y = self.branch(activated)
+            return y + self.around(x, activated) if self.residual else y
+        y = self.branch(x)
+        return self.relu(y + self.downsample(x) if self.residual else y)
+
+    def around(self, x, activated):
+        return x if self.downsample.is_identity else self.downsample(activated)
+
+    def zero_branch(self):
+        """Make the branch put out zeros, so that a residual block starts as its shortcut (Goyal et al. 2017, 5.1).
+
+        What comes last in the branch is set to zero: the normalisation's scale or, where no normalisation follows,
+        the convolution. (A zero scale *before* a ReLU would pass no gradient, and the branch could never wake up.)
+        """
+        conv, norm = self.last_layers()
+        scale = None if self.preactivation else getattr(norm, "weight", None)
+        for parameter in conv.parameters() if scale is None else [scale]:
+            nn.init.zeros_(parameter)
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions. Arguments, shapes and errors: :class:`Block`."""
+
+    def build_branch(self, in_channels, width, stride, norm):
+        self.conv1 = convolution(in_channels, width, 3, stride, norm)
+        self.bn1 = norm(in_channels if self.preactivation else width)
+        self.conv2 = convolution(width, width, 3, 1, norm)
+        self.bn2 = norm(width)
+
+    def branch(self, x):
+        y = self.conv1(x)
+        if self.preactivation:
+            return self.conv2(self.relu(self.bn2(y)))
+        y = self.relu(self.bn1(y))
+        return self.bn2(self.conv2(y))
+
+    def last_layers(self):
+        return self.conv2, self.bn2
+
+
+class Bottleneck(Block):
+    """1x1 to a quarter of the channels, 3x3, and 1x1 back. Arguments, shapes and errors: :class:`Block`.
+
+    The 3x3 convolution has the stride, as in torchvision ("v1.5"). In the paper the first 1x1 convolution has it
+    ("v1"): a subclass with ``stride_at = 1``.
+    """
+
+    expansion = 4
+    stride_at = 2
+
+    def build_branch(self, in_channels, width, stride, norm):
+        first, second = (stride, 1) if self.stride_at == 1 else (1, stride)
+        self.conv1 = convolution(in_channels, width, 1, first, norm)
+        self.bn1 = norm(in_channels if self.preactivation else width)
+        self.conv2 = convolution(width, width, 3, second, norm)
+        self.bn2 = norm(width)
+        self.conv3 = convolution(width, self.expansion * width, 1, 1, norm)
+        self.bn3 = norm(width if self.preactivation else self.expansion * width)
+
+    def branch(self, x):
+        y = self.conv1(x)
+        if self.preactivation:
+            y = self.conv2(self.relu(self.bn2(y)))
+            return self.conv3(self.relu(self.bn3(y)))
+        y = self.relu(self.bn1(y))
+        y = self.relu(self.bn2(self.conv2(y)))
+        return self.bn3(self.conv3(y))
+
+    def last_layers(self):
+        return self.conv3, self.bn3
+
+
+def convolution(in_channels, out_channels, kernel, stride, norm):
+    """Return a convolution that keeps the size at stride 1; it has a bias only if no normalisation follows."""
+    bias = norm is nn.Identity
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias)
+
+
+def check_option(shortcut):
+    """Raise ValueError unless ``shortcut`` is one of the paper's three options."""
+    if shortcut not in ("A", "B", "C"):
+        raise ValueError(f'shortcut must be "A", "B" or "C", got {shortcut!r}')

@@ -1,0 +1,10 @@
+"""Where the book computes."""
+
+import torch
+
+
+def default_device():
+    """Return the fastest device there is: CUDA, then Apple's MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,0 +1,335 @@
+"""Run a network on tensors without values, and follow what comes of the image.
+
+Every function that the network calls is intercepted. The few that make up almost all of a convolutional network
+(convolution, normalisation, ReLU, addition, pooling, linear) are answered here by their formula; anything else is
+asked of PyTorch itself, on the meta device. The network's parameters, buffers and mode are left as they are.
+"""
+
+import math
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_iter, tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from resbook.arithmetic import conv_macs, conv_output_size
+
+BATCH = 2  # images that are traced: one would make batch normalisation refuse a 1x1 map in training mode
+
+
+class ShapeRow(NamedTuple):
+    """One step of a network: a module without children, or a function called outside of one.
+
+    ``input`` and ``output`` are shapes without the batch axis, ``(C, H, W)`` or ``(features,)``; ``kernel``,
+    ``stride`` and ``padding`` are pairs or None; ``parameters`` are counted where they are first used; ``macs`` and
+    ``activation_bytes`` (the memory of the step's output) are for one image; ``receptive_field`` is a pair (height,
+    width) of input pixels, or None where it is not known.
+    """
+
+    name: str
+    operation: str
+    input: tuple
+    output: tuple
+    kernel: tuple | None
+    stride: tuple | None
+    padding: tuple | None
+    parameters: int
+    macs: int
+    activation_bytes: int
+    receptive_field: tuple | None
+
+
+class Field(NamedTuple):
+    """What one value sees of the image: pixels, and pixels between two neighbours, along height and width.
+
+    ``span`` is the size of the map whose positions a flattened tensor holds side by side, (1, 1) if it holds none.
+    """
+
+    size: tuple = (1, 1)
+    step: tuple = (1, 1)
+    span: tuple = (1, 1)
+
+    def grow(self, kernel, stride, dilation=(1, 1)):
+        size = tuple(s + (k - 1) * d * j for s, k, d, j in zip(self.size, kernel, dilation, self.step, strict=True))
+        return Field(size, tuple(j * s for j, s in zip(self.step, stride, strict=True)))
+
+    def merge(self):
+        return self.grow(self.span, (1, 1))
+
+
+class Tracer(TorchFunctionMode):
+    """Intercepts every function that the model calls, and follows what comes of the image."""
+
+    def __init__(self, model, input_size):
+        super().__init__()
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        self.image = torch.empty((BATCH, *input_size), dtype=dtype, device="meta")
+        self.names = {id(module): name for name, module in model.named_modules()}
+        self.model = model
+        self.rows = []
+        self.fields = {}  # id of a tensor made from the image -> (its field or None, the tensor, kept alive)
+        self.counted = set()  # ids of the parameters that a row has counted
+        self.modules = []  # the modules being executed, outermost first
+        self.work = None  # MACs and window of the childless module being executed, once it has called a function
+        self.follow(self.image, Field() if len(input_size) == 3 else None)
+
+    def enter(self, module, inputs):
+        self.modules.append(module)
+        self.work = None
+
+    def leave(self, module, inputs, output):
+        self.modules.pop()
+        with torch._C.DisableTorchFunction():  # what follows is ours, not the network's
+            if self.work and not module._modules and id(output) in self.fields:
+                source = inputs[0] if id(inputs[0]) in self.fields else self.first(inputs)
+                if "Norm" in type(module).__name__:  # by convention, the pixels behind its statistics do not count
+                    self.follow(output, self.field(source))
+                self.add_row(module, type(module).__name__, source, output, *self.work)
+            if module._parameters:
+                self.charge(module._parameters.values())
+        self.work = None
+
+    def where(self):
+        module = self.modules[-1] if self.modules else None
+        return f"{self.names.get(id(module)) or 'the network'} ({type(module).__name__})"
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func.__name__
+        if name in ASKS_ABOUT:
+            output = func(*args, **kwargs)
+            if not isinstance(output, torch.Tensor):
+                return output
+        if _changes_in_place(name) and id(args[0]) not in self.fields:
+            return self.leave_alone(args)
+        rule = RULES.get(func)
+        done = rule(self, *args, **kwargs) if rule and id(args[0]) in self.fields else None
+        output, macs, window = done or self.ask_torch(func, args, kwargs)
+        if id(output) not in self.fields:
+            return output
+        module = self.modules[-1] if self.modules else None
+        if module is not None and not module._modules:
+            self.work = (macs + self.work[0], window or self.work[1]) if self.work else (macs, window)
+        elif not output._is_view():
+            tensors = _tensors((args, kwargs))
+            source = next(x for x in tensors if id(x) in self.fields)
+            self.add_row(module, _operation(name), source, output, macs, window)
+            self.charge(x for x in tensors if isinstance(x, nn.Parameter))
+        return output
+
+    def leave_alone(self, args):
+        """Answer a change in place: the model's own state stays as it is, other tensors now follow the image."""
+        if self.first(args[1:]) is not None and not any(
+            args[0] is x for x in self.model.state_dict(keep_vars=True).values()
+        ):
+            self.follow(args[0], None)
+        return args[0]
+
+    def ask_torch(self, func, args, kwargs):
+        """Call a function that has no rule on the meta device; return its output, its MACs for one image, no window."""
+        sources = [x for x in _tensors((args, kwargs)) if id(x) in self.fields]
+        args, kwargs = tree_map(_without_values, (args, kwargs))
+        if not sources:
+            return func(*args, **kwargs), 0, None
+        positionwise = _operation(func.__name__) in POSITIONWISE
+        with nullcontext() if positionwise else FlopCounterMode(display=False) as flops:
+            output = func(*args, **kwargs)
+        field = self.join(sources) if positionwise else None
+        for x in _tensors(output):
+            flat = field and sources[0].dim() == 4 and x.dim() != 4
+            self.follow(x, field._replace(span=tuple(sources[0].shape[2:])) if flat else field)
+        return output, 0 if positionwise else flops.get_total_flops() // (2 * BATCH), None
+
+    def first(self, tree):
+        """Return the first tensor made from the image, or None."""
+        return next((x for x in _tensors(tree) if id(x) in self.fields), None)
+
+    def charge(self, parameters):
+        """Count the parameters that no row has counted yet in the latest row."""
+        new = {id(p): p.numel() for p in parameters if p is not None and id(p) not in self.counted}
+        if new and self.rows:
+            self.counted.update(new)
+            row = self.rows[-1]
+            self.rows[-1] = row._replace(parameters=row.parameters + sum(new.values()))
+
+    def follow(self, tensor, field):
+        self.fields[id(tensor)] = (field, tensor)
+        return tensor
+
+    def field(self, tensor):
+        return self.fields[id(tensor)][0]
+
+    def join(self, tensors):
+        fields = [self.field(x) for x in tensors]
+        if None in fields:
+            return None
+        sizes, steps, spans = zip(*fields, strict=True)
+        return Field(
+            *(tuple(map(f, zip(*pairs, strict=True))) for f, pairs in ((max, sizes), (min, steps), (max, spans)))
+        )
+
+    def add_row(self, module, operation, source, output, macs, window):
+        field, shape = self.field(output), tuple(output.shape[1:])
+        self.rows.append(
+            ShapeRow(
+                self.names.get(id(module), ""),
+                operation,
+                tuple(source.shape[1:]),
+                shape,
+                *(window or (None,) * 3),
+                0,
+                macs,
+                math.prod(shape) * output.element_size(),
+                field and field.size,
+            )
+        )
+
+
+# Rules: what the functions of a convolutional network do to shapes. Each returns (output, MACs for one image, window),
+# or None to leave an unusual call, and the refusal of a wrong one, to PyTorch.
+
+
+def _conv2d(tracer, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    n, channels, *size = x.shape
+    if isinstance(padding, str) or len(size) != 2:
+        return None
+    out_channels, group, *kernel = weight.shape
+    if channels != group * groups:
+        raise ValueError(f"its input must have {group * groups} channels, got {channels}")
+    kernel, stride, padding, dilation = tuple(kernel), _pair(stride), _pair(padding), _pair(dilation)
+    size = _each(conv_output_size, (size, kernel, stride, padding, dilation))
+    output = torch.empty((n, out_channels, *size), dtype=x.dtype, device="meta")
+    field = tracer.field(x)
+    tracer.follow(output, field and field.grow(kernel, stride, dilation))
+    return output, conv_macs(channels, out_channels, kernel, size, groups), (kernel, stride, padding)
+
+
+def _linear(tracer, x, weight, bias=None):
+    if x.shape[-1] != weight.shape[1]:
+        return None
+    output = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device="meta")
+    field = tracer.field(x)
+    tracer.follow(output, field and field.merge())
+    return output, math.prod(output.shape[1:]) * weight.shape[1], None
+
+
+def _same(tracer, x, *args, **kwargs):
+    return x, 0, None  # valueless tensors of the same shape need not be told apart
+
+
+def _batch_norm(tracer, x, mean, *args, **kwargs):
+    return None if mean is not None and x.shape[1] != len(mean) else (x, 0, None)
+
+
+def _add(tracer, x, other, *args, **kwargs):
+    if not isinstance(other, torch.Tensor) or other.shape != x.shape or id(other) not in tracer.fields:
+        return None
+    output = torch.empty(x.shape, dtype=x.dtype, device="meta")
+    return tracer.follow(output, tracer.join([x, other])), 0, None
+
+
+def _add_in_place(tracer, x, other, *args, **kwargs):
+    done = _add(tracer, x, other)
+    return done and (tracer.follow(x, tracer.field(done[0])), 0, None)
+
+
+def _max_pool2d(tracer, x, kernel_size, stride=None, padding=0, dilation=1, **kwargs):
+    output = F.max_pool2d(x, kernel_size, stride, padding, dilation, **kwargs)
+    return _pooled(tracer, x, output, kernel_size, stride, padding, dilation)
+
+
+def _avg_pool2d(tracer, x, kernel_size, stride=None, padding=0, *args, **kwargs):
+    output = F.avg_pool2d(x, kernel_size, stride, padding, *args, **kwargs)
+    return _pooled(tracer, x, output, kernel_size, stride, padding, 1)
+
+
+def _pooled(tracer, x, output, kernel, stride, padding, dilation):
+    window = _pair(kernel), _pair(stride or kernel), _pair(padding)
+    field = tracer.field(x)
+    tracer.follow(output, field and field.grow(window[0], window[1], _pair(dilation)))
+    return output, 0, window
+
+
+def _adaptive_avg_pool2d(tracer, x, output_size):
+    output = F.adaptive_avg_pool2d(x, output_size)
+    sizes = list(zip(x.shape[2:], output.shape[2:], strict=True))
+    kernel, stride = tuple(-(-n // m) for n, m in sizes), tuple(n // m if m > 1 else 1 for n, m in sizes)
+    field = tracer.field(x)
+    tracer.follow(output, field and field.grow(kernel, stride))
+    return output, 0, None
+
+
+def _mean(tracer, x, dim=None, keepdim=False, **kwargs):
+    if x.dim() != 4 or dim is None or {d % 4 for d in (dim if isinstance(dim, (tuple, list)) else [dim])} != {2, 3}:
+        return None
+    output = x.mean(dim, keepdim)
+    field = tracer.field(x)
+    tracer.follow(output, field and field.grow(tuple(x.shape[2:]), (1, 1)))
+    return output, 0, None
+
+
+def _getitem(tracer, x, index):
+    output = x[index]
+    field = tracer.field(x)
+    steps = [i.step or 1 for i in index if i in (slice(None), slice(None, None, i.step))] if _slices(index) else []
+    tracer.follow(output, field.grow((1, 1), tuple(steps[2:])) if field and len(steps) == 4 else None)
+    return output, 0, None
+
+
+def _slices(index):
+    return isinstance(index, tuple) and all(isinstance(i, slice) for i in index)
+
+
+RULES = {
+    torch.conv2d: _conv2d,
+    F.linear: _linear,
+    F.batch_norm: _batch_norm,
+    F.relu: _same,
+    torch.add: _add,
+    torch.Tensor.add: _add,
+    torch.Tensor.add_: _add_in_place,
+    F.max_pool2d: _max_pool2d,
+    F.avg_pool2d: _avg_pool2d,
+    F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
+    torch.mean: _mean,
+    torch.Tensor.mean: _mean,
+    torch.Tensor.__getitem__: _getitem,
+}
+
+# Functions that return what is known without a value: attributes, mostly.
+ASKS_ABOUT = frozenset({"__get__", "dim", "size", "numel", "is_floating_point"})
+
+# Other functions whose output sees, at each position, what the inputs see there.
+POSITIONWISE = frozenset(
+    "add sub mul div relu relu6 hardtanh sigmoid hardsigmoid silu hardswish gelu tanh clamp dropout feature_dropout "
+    "stochastic_depth cat pad view reshape flatten contiguous clone to float squeeze unsqueeze".split()
+)
+
+
+def _tensors(tree):
+    return [x for x in tree_iter(tree) if isinstance(x, torch.Tensor)]
+
+
+def _without_values(x):
+    return torch.empty_like(x, device="meta") if isinstance(x, torch.Tensor) and not x.is_meta else x
+
+
+def _changes_in_place(name):
+    return name.endswith("_") and (not name.endswith("__") or name.startswith("__i") or name == "__setitem__")
+
+
+def _operation(name):
+    return name.strip("_").removeprefix("i" if name.startswith("__i") else "")
+
+
+def _each(function, pairs):
+    """Apply a function to the first members of all pairs, and to the second members."""
+    return tuple(map(function, *pairs))
+
+
+def _pair(value):
+    return tuple(value) if isinstance(value, (tuple, list)) and len(value) == 2 else (value, value)

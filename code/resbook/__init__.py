@@ -11,3 +11,4 @@ from resbook.device import default_device
 from resbook.gradients import GradientTrace, trace_gradients
 from resbook.networks import ResNet, cifar_resnet, resnet18, resnet34, resnet50, resnet101, resnet152
 from resbook.shapes import ShapeError, ShapeTrace, trace_shapes
+from resbook.source import show_source

@@ -1,0 +1,99 @@
+"""What the book shows: pictures with a text alternative, drawn as vectors in the colours of the page."""
+
+import hashlib
+import io
+import re
+from html import escape
+
+PLAIN, RESIDUAL = "#D55E00", "#0072B2"  # vermilion and dashed, blue and solid: everywhere in the book
+OKABE_ITO = {  # Okabe and Ito's palette, told apart by colour-blind readers; each with a line style of its own
+    "plain": (PLAIN, "--"),
+    "residual": (RESIDUAL, "-"),
+    "green": ("#009E73", "-."),
+    "orange": ("#E69F00", ":"),
+    "purple": ("#CC79A7", (0, (5, 1, 1, 1, 1, 1))),
+    "sky": ("#56B4E9", (0, (1, 1))),
+}
+PAGE_COLOURS = {colour.lower(): f"var(--rb-{name}, {colour})" for name, (colour, _) in OKABE_ITO.items()}
+STYLE = {
+    "figure.figsize": (6.4, 3.4),
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "lines.linewidth": 1.8,
+    "savefig.transparent": True,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "resbook",
+}
+
+
+class Picture:
+    """An SVG image that a notebook or page shows inline, so that it takes the colours of its surroundings.
+
+    Black stands for the colour of the text around it, and the colours of the book's palette for those of the page's
+    theme. Where nothing is drawn (a terminal, a screen reader) ``alt`` is shown or read instead.
+
+    Args:
+        svg: the ``<svg>`` element.
+        alt: what the picture shows, in one or two sentences.
+
+    Raises:
+        ValueError: ``alt`` is empty.
+    """
+
+    def __init__(self, svg, alt):
+        if not alt or not alt.strip():
+            raise ValueError("alt must say what the picture shows; it is all that some readers get")
+        self.svg, self.alt = svg, " ".join(alt.split())
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return {"text/html": f'<div class="rb rb-picture">{self.html()}</div>', "text/plain": self.alt}
+
+    def html(self):
+        """Return the ``<svg>`` element, labelled, in the page's colours, with ids that no other picture has."""
+        svg = re.sub(r"#[0-9a-fA-F]{6}\b", lambda m: PAGE_COLOURS.get(m[0].lower(), m[0]), self.svg)
+        svg = re.sub(r"#000000\b", "currentColor", svg)
+        key = "p" + hashlib.sha1((self.svg + self.alt).encode()).hexdigest()[:8]
+        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{key}-", svg)
+        return svg.replace("<svg", f'<svg role="img" aria-label="{escape(self.alt)}"', 1)
+
+
+def picture_of(figure, alt):
+    """Turn a matplotlib figure into a :class:`Picture` and close it.
+
+    Args:
+        figure: a ``matplotlib.figure.Figure``.
+        alt: what it shows, for those who cannot see it; required.
+    """
+    import matplotlib.pyplot as plt
+
+    for axes in figure.axes:
+        if axes.get_legend():
+            axes.get_legend().set_frame_on(False)  # a light box in the dark theme
+    buffer = io.StringIO()
+    with plt.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    svg = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.S)
+    # Inside a page, matplotlib's style sheet would apply to the whole page, and a fixed height would squeeze.
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)
+    svg = re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', r'width="\1pt" fill="currentColor"', svg, count=1)
+    return Picture(re.sub(r"\s*\n\s*", "\n", svg), alt)
+
+
+def new_figure(*args, **kwargs):
+    """Return ``plt.subplots(*args, **kwargs)`` in the book's style: a figure and its axes."""
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(STYLE):
+        return plt.subplots(*args, **kwargs)
+
+
+def line_style(name):
+    """Return matplotlib's colour and line style for "plain", "residual" or another name of the palette."""
+    colour, style = OKABE_ITO[name]
+    return {"color": colour, "linestyle": style}

@@ -36,7 +36,7 @@ def get_browser():
         attempts.append([["apt-get", "update"], ["apt-get", "install", "-y", "chromium"]])
     for commands in attempts:
         print("no browser yet, trying:", *(" ".join(command) for command in commands), sep="\n    ", flush=True)
-        if all(subprocess.run(command).returncode == 0 for command in commands) and find_browser():
+        if all(subprocess.run(command, check=False).returncode == 0 for command in commands) and find_browser():
             return find_browser()
     return None
 

@@ -45,7 +45,7 @@ serve: book
 
 clean:
 	rm -rf .venv _build .pytest_cache .ruff_cache .hypothesis code/*.egg-info
-	find code tests _ext benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: $(PINS) | check-python
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -24,16 +24,25 @@ def find_browser():
     """Return the path of a browser, or None. What RESBOOK_CHROMIUM names is taken as it is."""
     if "RESBOOK_CHROMIUM" in os.environ:
         return os.environ["RESBOOK_CHROMIUM"]
-    with sync_playwright() as playwright:
-        candidates = [playwright.chromium.executable_path, *map(shutil.which, COMMANDS), *USUAL_PLACES]
+    candidates = [playwrights_browser(), *map(shutil.which, COMMANDS), *USUAL_PLACES]
     return next((path for path in candidates if path and Path(path).exists()), None)
+
+
+def playwrights_browser():
+    """Return where Playwright would install its own browser."""
+    try:
+        with sync_playwright() as playwright:
+            return playwright.chromium.executable_path
+    except Exception as error:  # Playwright's driver is a program that needs a library which a bare system lacks.
+        print(f"Playwright does not start ({error}). On Debian or Ubuntu: apt-get install libatomic1", file=sys.stderr)
+        return None
 
 
 def get_browser():
     """Try to install a browser: Playwright's own, else, as root on Debian or Ubuntu, the system's."""
     attempts = [[[sys.executable, "-m", "playwright", "install", "chromium"]]]
     if shutil.which("apt-get") and os.geteuid() == 0:
-        attempts.append([["apt-get", "update"], ["apt-get", "install", "-y", "chromium"]])
+        attempts.append([["apt-get", "update"], ["apt-get", "install", "-y", "chromium", "libatomic1"]])
     for commands in attempts:
         print("no browser yet, trying:", *(" ".join(command) for command in commands), sep="\n    ", flush=True)
         if all(subprocess.run(command, check=False).returncode == 0 for command in commands) and find_browser():

@@ -1,0 +1,111 @@
+"""Time the package beside its peers, both in one run, as ratios; print peak memory beside each.
+
+``make bench``. Ours and the peer's are timed in turn, so that whatever else the machine does hits both; a ratio is
+the median over rounds of ours over the peer's in the same round. Peak memory is that of a fresh process (resident
+set, with Python and PyTorch in it) or, on a GPU, what PyTorch allocated.
+"""
+
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+import torchinfo
+import torchvision
+from torch.nn import functional as F
+
+import resbook
+
+DEVICE = resbook.default_device()
+
+
+def training_step(build):
+    model = build().to(DEVICE)
+    images, labels = torch.randn(8, 3, 224, 224, device=DEVICE), torch.arange(8, device=DEVICE)
+
+    def step():
+        model.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+
+    return step
+
+
+def gradient_trace():
+    model = resbook.resnet18().to(DEVICE)
+    images, labels = torch.randn(8, 3, 224, 224, device=DEVICE), torch.arange(8, device=DEVICE)
+    return lambda: resbook.trace_gradients(model, images, labels)
+
+
+def shape_trace():
+    model = resbook.resnet152()
+    return lambda: resbook.trace_shapes(model, (3, 224, 224))
+
+
+def summary(batch):
+    model = torchvision.models.resnet152()
+    return lambda: torchinfo.summary(model, (batch, 3, 224, 224), verbose=0)
+
+
+# what is compared: (ours, the peer's, how often, what is wanted of ours over the peer's)
+CASES = {
+    "ResNet-18, forward + backward, over torchvision": (
+        lambda: training_step(resbook.resnet18), lambda: training_step(torchvision.models.resnet18), 15, "at most 1.02",
+    ),
+    "ResNet-50, forward + backward, over torchvision": (
+        lambda: training_step(resbook.resnet50), lambda: training_step(torchvision.models.resnet50), 9, "at most 1.02",
+    ),
+    "trace_shapes(resnet152), over torchinfo, batch 1": (shape_trace, lambda: summary(1), 9, "at most 1/40"),
+    "trace_shapes(resnet152), over torchinfo, batch 8": (shape_trace, lambda: summary(8), 5, "at most 1/40"),
+    "trace_gradients(resnet18), over forward + backward": (
+        gradient_trace, lambda: training_step(resbook.resnet18), 15, "at most 1.10",
+    ),
+}  # fmt: skip
+
+
+def seconds(step):
+    start = time.perf_counter()
+    step()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_mebibytes():
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def compare(name):
+    ours, peers, rounds, wanted = CASES[name]
+    steps = ours(), peers()
+    for step in steps:
+        step()  # warm up
+    times = [[seconds(step) for step in steps] for _ in range(rounds)]
+    ratio = statistics.median(a / b for a, b in times)
+    mine, other = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
+    memory = [subprocess.check_output([sys.executable, __file__, name, which], text=True) for which in ("0", "1")]
+    shown = f"{ratio:.3f}" if ratio > 0.1 else f"1/{1 / ratio:.0f}"
+    print(
+        f"{name:52} {mine:8.1f} {other:9.1f} {shown:>7}  {wanted:12} {int(memory[0]):7} {int(memory[1]):7}", flush=True
+    )
+
+
+def main():
+    where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{where}; torch {torch.__version__}, torchvision {torchvision.__version__}, torchinfo {torchinfo.__version__}")
+    print(f"{'batch 8, 3x224x224':52} {'ours ms':>8} {'peer ms':>9} {'ratio':>7}  {'wanted':12} {'MiB':>7} {'peer':>7}")
+    for name in CASES:
+        compare(name)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        step = CASES[sys.argv[1]][int(sys.argv[2])]()
+        for _ in range(2):
+            step()
+        print(int(peak_mebibytes()))
+    else:
+        main()

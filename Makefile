@@ -26,7 +26,7 @@ book: .venv/installed _build/sources
 	@test -f _build/complete || rm -rf _build/.doctrees
 	@rm -f _build/complete
 	@$(BIN)/jupyter-book build . -n -W --keep-going || \
-	  $(call fail,The book has errors or warnings: see WARNING and ERROR above.)
+	  $(call fail,The book has errors or warnings: see the lines above that name a file and say WARNING or ERROR.)
 	@for page in $(PAGES); do test -f $(SITE)/$$page.html || \
 	  $(call fail,_toc.yml names $$page but $(SITE)/$$page.html was not made.); done
 	@touch _build/complete

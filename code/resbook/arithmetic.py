@@ -44,14 +44,14 @@ def pool_output_size(size, kernel, stride=None, padding=0, dilation=1, ceil_mode
     """Return how many positions a pooling window has along one axis.
 
     As :func:`conv_output_size`, with the two rules that ``torch.nn.MaxPool2d`` adds: the padding may be at most
-    half of what the kernel covers (a window must never see padding alone), and with ``ceil_mode`` the division is
+    half of the kernel size (a window must never see padding alone), and with ``ceil_mode`` the division is
     rounded *up*, as Caffe does, unless the last window would then start beyond the input and its left padding.
 
     Args:
         size: input positions along the axis, at least 1.
         kernel: window size, at least 1.
         stride: step between two windows, at least 1. Default: the kernel size.
-        padding: positions added at each end, from 0 to half of the extent. Default 0.
+        padding: positions added at each end, from 0 to half of the kernel size, rounded down. Default 0.
         dilation: distance between two window elements, at least 1. Default 1.
         ceil_mode: round up instead of down. Default False.
 
@@ -65,11 +65,8 @@ def pool_output_size(size, kernel, stride=None, padding=0, dilation=1, ceil_mode
     stride = kernel if stride is None else stride
     _check_window(size, kernel, stride, padding, dilation)
     extent = dilation * (kernel - 1) + 1
-    if padding > extent // 2:
-        raise ValueError(
-            f"padding={padding} is more than half of the {extent} positions that the window covers; "
-            f"allowed are 0 to {extent // 2}"
-        )
+    if padding > kernel // 2:
+        raise ValueError(f"padding={padding} is more than half of kernel={kernel}; allowed are 0 to {kernel // 2}")
     if not ceil_mode:
         return conv_output_size(size, kernel, stride, padding, dilation)
     positions = -(-(size + 2 * padding - extent) // stride) + 1

@@ -58,7 +58,7 @@ class BatchNorm2d(nn.Module):
 
     def _track(self, mean, var, m):
         self.num_batches_tracked += 1
-        a = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        a = 1 / self.num_batches_tracked.to(mean.dtype) if self.momentum is None else self.momentum
         self.running_mean.copy_((1 - a) * self.running_mean + a * mean)
         self.running_var.copy_((1 - a) * self.running_var + a * var * (m / (m - 1)))
 

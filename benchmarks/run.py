@@ -11,12 +11,11 @@ import subprocess
 import sys
 import time
 
+import resbook
 import torch
 import torchinfo
 import torchvision
 from torch.nn import functional as F
-
-import resbook
 
 DEVICE = resbook.default_device()
 
@@ -95,7 +94,9 @@ def compare(name):
 
 def main():
     where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{where}; torch {torch.__version__}, torchvision {torchvision.__version__}, torchinfo {torchinfo.__version__}")
+    print(
+        f"{where}; torch {torch.__version__}, torchvision {torchvision.__version__}, torchinfo {torchinfo.__version__}"
+    )
     print(f"{'batch 8, 3x224x224':52} {'ours ms':>8} {'peer ms':>9} {'ratio':>7}  {'wanted':12} {'MiB':>7} {'peer':>7}")
     for name in CASES:
         compare(name)

@@ -260,8 +260,8 @@ class _Canvas:
         self.reach((x - radius, y), (x + radius, y + 2 * radius))
         self.parts.append(
             f'<circle cx="{x:g}" cy="{y + radius:g}" r="{radius}" fill="var(--pst-color-background, white)" '
-            f'stroke="{RESIDUAL}" stroke-width="1.8"/><path d="M {x - 5:g} {y + radius:g} h 10 M {x:g} {y + radius - 5:g} '
-            f'v 10" stroke="{RESIDUAL}" stroke-width="1.8"/>'
+            f'stroke="{RESIDUAL}" stroke-width="1.8"/>'
+            f'<path d="M {x - 5:g} {y + radius:g} h 10 m -5 -5 v 10" stroke="{RESIDUAL}" stroke-width="1.8"/>'
         )
         return y + 2 * radius
 

@@ -1,0 +1,81 @@
+"""The chapters' form: the skeleton, short cells, exercises with solutions, and outputs that are fit to be compared."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import jupytext
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
+PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+SOURCES = {page: (ROOT / f"{page}.md").read_text() for page in PAGES}
+CHAPTERS = [page for page in PAGES if "## Exercises" in SOURCES[page]]
+SKELETON = ["In this chapter", "What we measured", "Summary", "Exercises", "Further reading"]
+
+
+def code_cells(page):
+    cells = jupytext.reads(SOURCES[page], fmt="md:myst").cells
+    return [cell.source for cell in cells if cell.cell_type == "code"]
+
+
+def line_count(source):
+    return sum(1 for line in source.splitlines() if line.strip())
+
+
+def test_the_chapters_of_the_first_edition_are_there():
+    names = {"residual-structure", "batch-normalization", "resnet18-forward"}
+    assert {f"chapters/{name}" for name in names} <= set(CHAPTERS)
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_skeleton(page):
+    headings = re.findall(r"^## (.+)$", SOURCES[page], flags=re.M)
+    assert [heading for heading in headings if heading in SKELETON] == SKELETON
+    objectives = SOURCES[page].split("## In this chapter")[1].split("```{code-cell}")[0]
+    assert 3 <= len(re.findall(r"^- ", objectives, flags=re.M)) <= 6
+    summary = SOURCES[page].split("## Summary")[1].split("## Exercises")[0]
+    assert len(re.findall(r"^\d\. ", summary, flags=re.M)) == 5
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_every_exercise_has_an_executed_solution(page):
+    text = SOURCES[page]
+    exercises = re.findall(r"```\{exercise\}.*\n:label: (\S+)", text)
+    solutions = re.findall(r"```\{solution-start\} (\S+)\n(.*?)\{solution-end\}", text, flags=re.S)
+    assert exercises == [label for label, _ in solutions] and 4 <= len(exercises) <= 8
+    assert all("{code-cell}" in body and ":class: dropdown" in body for _, body in solutions)
+    assert re.search(r"predict", text.split("## Exercises")[1], flags=re.I)
+
+
+def test_cells_are_short():
+    lengths = sorted(line_count(cell) for page in CHAPTERS for cell in code_cells(page))
+    assert statistics.median(lengths) <= 5
+    assert lengths[int(0.9 * len(lengths))] <= 18
+    assert lengths[-1] <= 40
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_cells_leave_nothing_accidental(page):
+    for cell in code_cells(page):
+        assert not cell.rstrip().endswith(";"), "nbval shows what a semicolon hides"
+        assert not re.search(r"^\s*class (BasicBlock|Bottleneck|Block|BatchNorm2d|ResNet)\b", cell, flags=re.M)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if code_cells(page)])
+def test_outputs_hold_no_error_address_path_or_warning(page):
+    notebook = json.loads((ROOT / "_build/jupyter_execute" / f"{page}.ipynb").read_text())
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            assert output["output_type"] != "error" and output.get("name") != "stderr", output
+            shown = json.dumps(output)
+            assert not re.search(r"0x[0-9a-f]{8,}|/(home|root|Users|work|tmp)/|site-packages", shown)
+
+
+def test_the_repository_names_no_place_of_this_machine():
+    for path in [*ROOT.glob("*.*"), *ROOT.glob("chapters/*"), *ROOT.glob("code/resbook/*.py"), *ROOT.glob("_ext/*.py")]:
+        if path.is_file() and path.suffix in {".md", ".py", ".yml", ".toml", ".txt", ".cfg", ".bib", ".cff"}:
+            assert str(ROOT.parent) + "/" not in path.read_text(), path

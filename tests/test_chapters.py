@@ -59,6 +59,11 @@ def test_cells_are_short():
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_cells_are_narrow_enough_to_read_without_scrolling(page):
+    assert [line for cell in code_cells(page) for line in cell.splitlines() if len(line) > 86] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_cells_leave_nothing_accidental(page):
     for cell in code_cells(page):
         assert not cell.rstrip().endswith(";"), "nbval shows what a semicolon hides"

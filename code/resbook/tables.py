@@ -21,6 +21,8 @@ class Table:
         lines.insert(1, "  ".join("-" * width for width in widths))
         return "\n".join([*(line.rstrip() for line in lines), self.caption()])
 
+    __repr__ = __str__
+
     def _align(self, column, cell, width):
         return cell.ljust(width) if column < self.labels else cell.rjust(width)
 

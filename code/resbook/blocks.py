@@ -99,8 +99,7 @@ class Block(nn.Module):
         for name, value in (("in_channels", in_channels), ("width", width), ("stride", stride)):
             check_integer(name, value)
         check_option(shortcut)
-        if not callable(norm):
-            raise TypeError(f"norm must make a module from a number of channels, as nn.BatchNorm2d does; got {norm!r}")
+        check_norm(norm)
         super().__init__()
         self.residual, self.preactivation, self.zero_init = residual, preactivation, zero_init
         self.build_branch(in_channels, width, stride, norm)
@@ -196,3 +195,9 @@ def check_option(shortcut):
     """Raise ValueError unless ``shortcut`` is one of the paper's three options."""
     if shortcut not in ("A", "B", "C"):
         raise ValueError(f'shortcut must be "A", "B" or "C", got {shortcut!r}')
+
+
+def check_norm(norm):
+    """Raise TypeError unless ``norm`` can be called."""
+    if not callable(norm):
+        raise TypeError(f"norm must make a module from a number of channels, as nn.BatchNorm2d does; got {norm!r}")

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from resbook.arithmetic import check_integer
-from resbook.blocks import BasicBlock, Block, Bottleneck, convolution
+from resbook.blocks import BasicBlock, Block, Bottleneck, check_norm, convolution
 
 STEMS = {"imagenet": (7, 2), "cifar": (3, 1)}  # kernel and stride of the first convolution
 
@@ -33,9 +33,9 @@ class ResNet(nn.Module):
         images ``(N, in_channels, H, W)`` to logits ``(N, num_classes)``.
 
     Raises:
-        TypeError: a count is not an integer.
-        ValueError: a count is below 1 or ``stem`` is unknown; in ``forward``, the images have another number of
-            dimensions or channels.
+        TypeError: a count is not an integer, or ``norm`` cannot be called.
+        ValueError: a count is below 1, there are more ``layers`` than ``widths``, or ``stem`` is unknown; in
+            ``forward``, the images have another number of dimensions or channels.
     """
 
     def __init__(
@@ -45,8 +45,14 @@ class ResNet(nn.Module):
         check_integer("in_channels", in_channels)
         if stem not in STEMS:
             raise ValueError(f"stem must be one of {', '.join(map(repr, STEMS))}, got {stem!r}")
-        super().__init__()
+        if not 1 <= len(layers) <= len(widths):
+            raise ValueError(f"layers must have 1 to {len(widths)} counts, at most as many as widths, got {layers!r}")
+        for name, values in (("layers", layers), ("widths", widths)):
+            for value in values:
+                check_integer(name, value)
         norm = options.get("norm", nn.BatchNorm2d)
+        check_norm(norm)
+        super().__init__()
         self.in_channels, self.preactivation = in_channels, options.get("preactivation", False)
         kernel, stride = STEMS[stem]
         self.conv1 = convolution(in_channels, widths[0], kernel, stride, norm)
@@ -171,11 +177,15 @@ def _find_weights(name, weights, num_classes, options):
     from torchvision.models import get_model_weights
 
     known = get_model_weights(name)
-    key = str(weights).rsplit(".", 1)[-1]
-    if key not in known.__members__:
+    network, _, key = str(weights).rpartition(".")
+    if key not in known.__members__ or network not in ("", known.__name__):
         raise ValueError(f"weights of {name} must be one of {', '.join(known.__members__)}, got {weights!r}")
     needed = {"residual": True, "shortcut": "B", "preactivation": False, "in_channels": 3}
     wrong = {k: v for k, v in options.items() if needed.get(k, v) != v}
+    norm = options.get("norm", nn.BatchNorm2d)
+    check_norm(norm)
+    if norm(64).state_dict().keys() != nn.BatchNorm2d(64).state_dict().keys():
+        wrong["norm"] = norm
     if num_classes != len(known[key].meta["categories"]):
         wrong["num_classes"] = num_classes
     if wrong:

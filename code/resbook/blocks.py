@@ -111,15 +111,11 @@ class Block(nn.Module):
             self.zero_branch()
 
     def forward(self, x):
-        if self.preactivation:
-            activated = self.relu(self.bn1(x))
-            y = self.branch(activated)
-            return y + self.around(x, activated) if self.residual else y
-        y = self.branch(x)
-        return self.relu(y + self.downsample(x) if self.residual else y)
-
-    def around(self, x, activated):
-        return x if self.downsample.is_identity else self.downsample(activated)
+        start = self.relu(self.bn1(x)) if self.preactivation else x
+        y = self.branch(start)
+        if self.residual:
+            y = y + self.downsample(x if self.downsample.is_identity else start)
+        return y if self.preactivation else self.relu(y)
 
     def zero_branch(self):
         """Make the branch put out zeros, so that a residual block starts as its shortcut (Goyal et al. 2017, 5.1).
@@ -127,7 +123,7 @@ class Block(nn.Module):
         What comes last in the branch is set to zero: the normalisation's scale or, where no normalisation follows,
         the convolution. (A zero scale *before* a ReLU would pass no gradient, and the branch could never wake up.)
         """
-        conv, norm = self.last_layers()
+        conv, norm = self._last_layers()
         scale = None if self.preactivation else getattr(norm, "weight", None)
         for parameter in conv.parameters() if scale is None else [scale]:
             nn.init.zeros_(parameter)
@@ -149,7 +145,7 @@ class BasicBlock(Block):
         y = self.relu(self.bn1(y))
         return self.bn2(self.conv2(y))
 
-    def last_layers(self):
+    def _last_layers(self):
         return self.conv2, self.bn2
 
 
@@ -181,7 +177,7 @@ class Bottleneck(Block):
         y = self.relu(self.bn2(self.conv2(y)))
         return self.bn3(self.conv3(y))
 
-    def last_layers(self):
+    def _last_layers(self):
         return self.conv3, self.bn3
 
 

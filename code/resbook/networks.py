@@ -99,27 +99,43 @@ class ResNet(nn.Module):
 
 
 def resnet18(num_classes=1000, *, weights=None, **options):
-    """Two basic blocks in each of four stages: 11,689,512 parameters. Arguments: :func:`_imagenet_resnet`."""
+    """Two basic blocks in each of four stages: 11,689,512 parameters (He et al. 2016a, Table 1).
+
+    Args:
+        num_classes: number of outputs. Default 1000.
+        weights: None for random ones, or the name of weights that torchvision has for this network, such as
+            "IMAGENET1K_V1" or "DEFAULT"; they are downloaded once and then kept by ``torch.hub``. Default None.
+        **options: in_channels of :class:`ResNet`; residual, shortcut ("B"), preactivation, norm, zero_init of the
+            :class:`Block`.
+
+    Returns:
+        A :class:`ResNet`: images ``(N, 3, H, W)`` to logits ``(N, num_classes)``.
+
+    Raises:
+        TypeError: a count is not an integer, or an option is unknown.
+        ValueError: a value is out of range, the weights are unknown, or the options do not fit the weights.
+        ConnectionError: the weights could not be fetched.
+    """
     return _imagenet_resnet("resnet18", BasicBlock, (2, 2, 2, 2), num_classes, weights, options)
 
 
 def resnet34(num_classes=1000, *, weights=None, **options):
-    """3, 4, 6 and 3 basic blocks: 21,797,672 parameters. Arguments: :func:`_imagenet_resnet`."""
+    """3, 4, 6 and 3 basic blocks: 21,797,672 parameters. Arguments and errors: :func:`resnet18`."""
     return _imagenet_resnet("resnet34", BasicBlock, (3, 4, 6, 3), num_classes, weights, options)
 
 
 def resnet50(num_classes=1000, *, weights=None, **options):
-    """3, 4, 6 and 3 bottlenecks: 25,557,032 parameters. Arguments: :func:`_imagenet_resnet`."""
+    """3, 4, 6 and 3 bottlenecks: 25,557,032 parameters. Arguments and errors: :func:`resnet18`."""
     return _imagenet_resnet("resnet50", Bottleneck, (3, 4, 6, 3), num_classes, weights, options)
 
 
 def resnet101(num_classes=1000, *, weights=None, **options):
-    """3, 4, 23 and 3 bottlenecks: 44,549,160 parameters. Arguments: :func:`_imagenet_resnet`."""
+    """3, 4, 23 and 3 bottlenecks: 44,549,160 parameters. Arguments and errors: :func:`resnet18`."""
     return _imagenet_resnet("resnet101", Bottleneck, (3, 4, 23, 3), num_classes, weights, options)
 
 
 def resnet152(num_classes=1000, *, weights=None, **options):
-    """3, 8, 36 and 3 bottlenecks: 60,192,808 parameters. Arguments: :func:`_imagenet_resnet`."""
+    """3, 8, 36 and 3 bottlenecks: 60,192,808 parameters. Arguments and errors: :func:`resnet18`."""
     return _imagenet_resnet("resnet152", Bottleneck, (3, 8, 36, 3), num_classes, weights, options)
 
 
@@ -149,22 +165,6 @@ def cifar_resnet(depth, num_classes=10, *, shortcut="A", **options):
 
 
 def _imagenet_resnet(name, block, layers, num_classes, weights, options):
-    """Build one of the five networks of He et al. 2016a, Table 1.
-
-    Args:
-        name: the network's name in torchvision.
-        block: its block.
-        layers: blocks per stage.
-        num_classes: number of outputs.
-        weights: None for random ones, or the name of weights that torchvision has for this network, such as
-            "IMAGENET1K_V1" or "DEFAULT"; they are downloaded once and then kept by ``torch.hub``.
-        options: in_channels of :class:`ResNet`; residual, shortcut ("B"), preactivation, norm, zero_init of the
-            :class:`Block`.
-
-    Raises:
-        ValueError: unknown weights, or options that the weights do not fit.
-        ConnectionError: the weights could not be fetched.
-    """
     if weights is not None:
         weights = _find_weights(name, weights, num_classes, options)
     model = ResNet(block, layers, num_classes, **options)

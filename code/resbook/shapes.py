@@ -25,11 +25,13 @@ class ShapeTrace(Table):
     )
 
     def __getitem__(self, name):
-        """Return the only row, or else the list of rows, of the module called ``name``."""
-        found = [row for row in self.rows if row.name == name]
-        if not found:
-            raise KeyError(f"no row is called {name!r}; the names are {sorted({row.name for row in self.rows})}")
-        return found[0] if len(found) == 1 else found
+        """Return the last row of the module called ``name``: what it put out in the end."""
+        for row in reversed(self.rows):
+            if row.name == name:
+                return row
+        raise KeyError(
+            f"no row is called {name!r}; the names are {', '.join(dict.fromkeys(r.name for r in self.rows))}"
+        )
 
     def header(self):
         return ["module", "operation", "input", "output", "kernel/stride/pad", "parameters", "MACs", "bytes", "field"]

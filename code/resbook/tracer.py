@@ -84,13 +84,14 @@ class Tracer(TorchFunctionMode):
     def leave(self, module, inputs, output):
         self.modules.pop()
         with torch._C.DisableTorchFunction():  # what follows is ours, not the network's
-            if self.work and not module._modules and id(output) in self.fields:
+            output = self.first(output)
+            if self.work and _is_one_step(module) and output is not None:
                 source = inputs[0] if id(inputs[0]) in self.fields else self.first(inputs)
                 if "Norm" in type(module).__name__:  # by convention, the pixels behind its statistics do not count
                     self.follow(output, self.field(source))
                 self.add_row(module, type(module).__name__, source, output, *self.work)
             if module._parameters:
-                self.charge(module._parameters.values())
+                self.charge(module.parameters() if _is_one_step(module) else module._parameters.values())
         self.work = None
 
     def where(self):
@@ -109,15 +110,16 @@ class Tracer(TorchFunctionMode):
         rule = RULES.get(func)
         done = rule(self, *args, **kwargs) if rule and id(args[0]) in self.fields else None
         output, macs, window = done or self.ask_torch(func, args, kwargs)
-        if id(output) not in self.fields:
+        made = self.first(output)  # the output, or what comes first in it: recurrent layers return their state beside
+        if made is None:
             return output
         module = self.modules[-1] if self.modules else None
-        if module is not None and not module._modules:
+        if module is not None and _is_one_step(module):
             self.work = (macs + self.work[0], window or self.work[1]) if self.work else (macs, window)
-        elif not output._is_view():
+        elif macs or not made._is_view():
             tensors = _tensors((args, kwargs))
             source = next(x for x in tensors if id(x) in self.fields)
-            self.add_row(module, _operation(name), source, output, macs, window)
+            self.add_row(module, _operation(name), source, made, macs, window)
             self.charge(x for x in tensors if isinstance(x, nn.Parameter))
         return output
 
@@ -146,6 +148,8 @@ class Tracer(TorchFunctionMode):
 
     def first(self, tree):
         """Return the first tensor made from the image, or None."""
+        if isinstance(tree, torch.Tensor):
+            return tree if id(tree) in self.fields else None
         return next((x for x in _tensors(tree) if id(x) in self.fields), None)
 
     def charge(self, parameters):
@@ -308,6 +312,11 @@ POSITIONWISE = frozenset(
     "add sub mul div relu relu6 hardtanh sigmoid hardsigmoid silu hardswish gelu tanh clamp dropout feature_dropout "
     "stochastic_depth cat pad view reshape flatten contiguous clone to float squeeze unsqueeze".split()
 )
+
+
+def _is_one_step(module):
+    """Tell whether a module gives one row: it has no children or, as attention does, uses them without calling them."""
+    return not module._modules or isinstance(module, nn.MultiheadAttention)
 
 
 def _tensors(tree):

@@ -17,7 +17,8 @@ class GradientRow(NamedTuple):
 
     ``activation`` is the root mean square of all values of x; ``gradient`` the Euclidean norm of dL/dx over all its
     values, for the mean loss of the batch; ``weight_gradient`` the Euclidean norm of dL/dW over the weights of all
-    convolutions and linear layers of the block. NaN stands where nothing was computed because the layer is frozen.
+    convolutions and linear layers of the block. NaN stands where nothing was computed because the layer is frozen or
+    not used.
     """
 
     name: str
@@ -86,7 +87,7 @@ def trace_gradients(model, images, labels, blocks=None):
     if not trained:
         raise ValueError(f"blocks must have a weight that is trained; there is none in {names}")
     device = trained[0].device
-    measured = {}  # name -> [activation, gradient], scalars on the device
+    measured = {name: [NAN, NAN] for name in names}  # activation and gradient, scalars on the device
     hooks = [modules[name].register_forward_hook(_watcher(measured, name)) for name in names]
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
@@ -97,7 +98,7 @@ def trace_gradients(model, images, labels, blocks=None):
     finally:
         for hook in hooks:
             hook.remove()
-    columns = [_norm(torch.stack([_norm(next(gradients)) for _ in group])) if group else NAN for group in weights]
+    columns = [_norm(torch.stack([_norm(next(gradients)).to(device) for _ in g])) if g else NAN for g in weights]
     scalars = [x.to(device) for name, last in zip(names, columns, strict=True) for x in (*measured[name], last)]
     loss, *values = torch.stack([loss.detach().to(scalars[0].dtype), *scalars]).tolist()
     return GradientTrace([GradientRow(n, *values[3 * i : 3 * i + 3]) for i, n in enumerate(names)], loss, device)
@@ -143,6 +144,8 @@ def _check(model, images, labels):
         raise TypeError(f"images must be a tensor of floats, got {_kind(images)}")
     if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64:
         raise TypeError(f"labels must be a tensor of int64, got {_kind(labels)}")
+    if images.dim() < 2:
+        raise ValueError(f"images must have the shape (N, C, H, W), got {tuple(images.shape)}")
     if labels.shape != images.shape[:1] or not len(labels):
         raise ValueError(f"labels must have the shape ({len(images)},), one per image, got {tuple(labels.shape)}")
     classes = trace_shapes(model, images.shape[1:]).rows[-1].output[0]

@@ -258,11 +258,7 @@ def call(images=None, labels=None, model=None, **options):
         ({"labels": torch.tensor([-1, 0])}, ValueError, "labels must be from 0 to 9, got -1"),
         ({"images": torch.full((2, 3, 8, 8), math.nan)}, ValueError, "images must be finite, got 384 values that are"),
         ({"images": torch.full((2, 3, 8, 8), -math.inf)}, ValueError, "images must be finite"),
-        (
-            {"images": torch.zeros(2, 1, 8, 8)},
-            ValueError,
-            "(1, 8, 8) does not fit: conv1 (Conv2d): its input must have",
-        ),
+        ({"images": torch.zeros(2, 1, 8, 8)}, ValueError, "must have the shape (N, 3, H, W), got (2, 1, 8, 8)"),
         ({"images": torch.zeros(0, 3, 8, 8), "labels": torch.zeros(0).long()}, ValueError, "one per image"),
         ({"images": torch.zeros(2)}, ValueError, "images must have the shape (N, C, H, W), got (2,)"),
         ({"blocks": ["layer9"]}, ValueError, "blocks must be names of modules, got 'layer9'; there are "),

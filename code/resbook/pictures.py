@@ -82,9 +82,13 @@ def picture_of(figure, alt):
     # Inside a page, matplotlib's style sheet would apply to the whole page, and a fixed height would squeeze.
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)
     svg = re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', r'width="\1pt" fill="currentColor"', svg, count=1)
-    # A hundredth of a point is finer than any screen, and the same on every processor.
-    svg = re.sub(r"(?<!scale\()\b\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", svg)
+    # A hundredth of a point is finer than any screen, and the same on every processor. Text is left as it is.
+    svg = re.sub(r"<[^>]*>", lambda tag: _rounded(tag[0]), svg)
     return Picture(re.sub(r"\s*\n\s*", "\n", svg), alt)
+
+
+def _rounded(tag):
+    return re.sub(r"(?<!scale\()\b\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", tag)
 
 
 def new_figure(*args, **kwargs):

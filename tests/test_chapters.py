@@ -60,7 +60,7 @@ def test_cells_are_short():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_cells_are_narrow_enough_to_read_without_scrolling(page):
-    assert [line for cell in code_cells(page) for line in cell.splitlines() if len(line) > 86] == []
+    assert [line for cell in code_cells(page) for line in cell.splitlines() if len(line) > 84] == []
 
 
 @pytest.mark.parametrize("page", PAGES)

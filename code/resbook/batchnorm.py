@@ -53,12 +53,16 @@ class BatchNorm2d(nn.Module):
             self._track(mean.detach(), var.detach(), x.numel() // x.shape[1])
         else:
             mean, var = self.running_mean, self.running_var
-        mean, var, gamma, beta = (v.to(wide.dtype)[:, None, None] for v in (mean, var, self.weight, self.bias))
-        return (gamma * (wide - mean) / torch.sqrt(var + self.eps) + beta).to(x.dtype)
+        mean, var = (v.to(wide.dtype).view(1, -1, 1, 1) for v in (mean, var))
+        x_hat = (wide - mean) / torch.sqrt(var + self.eps)
+        gamma, beta = self.weight.view(1, -1, 1, 1), self.bias.view(1, -1, 1, 1)
+        return (gamma * x_hat + beta).to(x.dtype)
 
     def _track(self, mean, var, m):
         self.num_batches_tracked += 1
-        a = 1 / self.num_batches_tracked.to(mean.dtype) if self.momentum is None else self.momentum
+        a = self.momentum
+        if a is None:  # the plain average of all batches
+            a = 1 / self.num_batches_tracked.to(mean.dtype)
         self.running_mean.copy_((1 - a) * self.running_mean + a * mean)
         self.running_var.copy_((1 - a) * self.running_var + a * var * (m / (m - 1)))
 

@@ -95,7 +95,9 @@ def _layer(row):
     if row.operation == "Conv2d":
         stride = f", stride {row.stride[0]}" if row.stride[0] > 1 else ""
         return f"conv {row.kernel[0]}×{row.kernel[1]}{stride}"
-    return {"BatchNorm2d": "batch norm", "Shortcut": "subsample, pad"}.get(row.operation, row.operation)
+    if row.operation == "Shortcut":
+        return ", ".join(["subsample"] * (row.input[1:] != row.output[1:]) + ["pad"] * (row.input[0] != row.output[0]))
+    return {"BatchNorm2d": "batch norm"}.get(row.operation, row.operation)
 
 
 def _describe(block, input_size, through, around):
@@ -127,7 +129,8 @@ def draw_network(model, input_size):
         if name is None:
             for path, block in blocks:
                 convs = [row for row in trace.rows if row.name.startswith(f"{path}.conv")]
-                y = _draw_unit(canvas, x, y, block, convs)
+                around = [row for row in trace.rows if row.name.startswith(f"{path}.downsample")]
+                y = _draw_unit(canvas, x, y, block, convs, around)
         elif any(row.name == name for row in trace.rows):
             y = _draw_step(canvas, x, y, parts[name].format(_kernel(trace[name])), trace[name].output)
     changing = [path for path, block in blocks if block.residual and not block.downsample.is_identity]
@@ -138,16 +141,15 @@ def draw_network(model, input_size):
     )
 
 
-def _draw_unit(canvas, x, y, block, convs):
+def _draw_unit(canvas, x, y, block, convs, around):
     label = " · ".join(f"{row.kernel[0]}×{row.kernel[0]}, {row.output[0]}" for row in convs)
     top, bottom = y + 8, _draw_step(canvas, x, y, label, convs[-1].output, None if block.residual else PLAIN)
     if not block.residual:
         return bottom
     left, middle = x - 195, (top + bottom) / 2
     canvas.path([(x, top), (left, top), (left, bottom + 10), (x - 8, bottom + 10)], RESIDUAL, arrow=True)
-    if not block.downsample.is_identity:
-        label = "1×1, stride 2" if len(block.downsample) else "subsample, pad"
-        canvas.box(left, middle - 10, label, RESIDUAL, width=110, fill=True)
+    if around:
+        canvas.box(left, middle - 10, _layer(around[0]).removeprefix("conv "), RESIDUAL, width=110, fill=True)
     return canvas.plus(x, bottom + 2, radius=8)
 
 

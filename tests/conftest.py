@@ -1,12 +1,13 @@
 """What several test files share: a fixed seed, and the comparison of two networks' states and gradients."""
 
 import pytest
+import resbook  # noqa: F401  before any test file imports torchvision
 import torch
 from hypothesis import settings
 
 # The same examples in every run: a test that failed fails again. (pytest --hypothesis-profile=random draws new ones.)
 settings.register_profile("fixed", derandomize=True, deadline=None)
-settings.register_profile("random", deadline=None, max_examples=1000)
+settings.register_profile("random", deadline=None)
 settings.load_profile("fixed")
 
 

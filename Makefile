@@ -7,6 +7,9 @@ SITE := _build/html
 PINS := requirements.txt constraints.txt pyproject.toml
 PAGES := $(shell sed -n -e 's/^root: *//p' -e 's/^ *- file: *//p' _toc.yml)
 
+# Threads that wait for each other must not keep a core busy: on a loaded machine a chapter would take minutes.
+export OMP_WAIT_POLICY := PASSIVE
+
 fail = { echo "$(1)" >&2; exit 1; }
 
 .DELETE_ON_ERROR:

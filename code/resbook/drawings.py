@@ -3,9 +3,10 @@
 from html import escape
 
 from resbook.blocks import Block
-from resbook.pictures import PLAIN, RESIDUAL, Picture
+from resbook.pictures import OKABE_ITO, PLAIN, RESIDUAL, Picture
 from resbook.shapes import trace_shapes
 
+GREEN = OKABE_ITO["green"][0]
 INK = "#000000"  # the colour of the text around a picture, see Picture
 BOX, GAP = 30, 26  # height of a box, and of the arrow to the next
 MONO = "ui-monospace, monospace"
@@ -172,14 +173,14 @@ def draw_norm_axes(n, c, size):
     canvas.text(60 + c * side / 2, 16, f"C = {c} channels")
     for i in range(n):
         for j in range(c):
-            canvas.square(60 + j * side, 26 + i * side, side - 3, RESIDUAL if j == chosen else INK, fill=j == chosen)
+            canvas.square(60 + j * side, 26 + i * side, side - 3, GREEN if j == chosen else INK, fill=j == chosen)
     canvas.text(52, 26 + n * side / 2, f"N = {n}", anchor="end")
     x, y = 60 + chosen * side + (side - 3) / 2, 26 + n * side
-    canvas.path([(x, y + 22), (x, y + 4)], RESIDUAL, arrow=True)
+    canvas.path([(x, y + 22), (x, y + 4)], GREEN, arrow=True)
     values = n * size[0] * size[1]
     canvas.text(
         x - 20, y + 40, f"one channel: {n} maps of {size[0]}×{size[1]}, {values:,} values, one mean", anchor="start",
-        colour=RESIDUAL,
+        colour=GREEN,
     )  # fmt: skip
     return canvas.picture(
         f"A grid of {n} rows, the images, and {c} columns, the channels; each square is a map of {size[0]} by "

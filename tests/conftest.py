@@ -10,6 +10,9 @@ settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("random", deadline=None)
 settings.load_profile("fixed")
 
+# Most tensors here are small: a second thread gains little, and on a busy machine the two wait for each other.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def seed():

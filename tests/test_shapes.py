@@ -14,6 +14,7 @@ import torch
 import torchvision.models as peers
 from conftest import assert_states_equal
 from resbook import Bottleneck, ResNet, ShapeError, ShapeTrace, cifar_resnet, receptive_field, trace_shapes
+from resbook.tables import Table
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.utils.flop_counter import FlopCounterMode
@@ -253,6 +254,9 @@ def test_wrong_channels_leave_the_rows_before():
         trace_shapes(peers.resnet18(), (1, 64, 64))
     assert "conv1 (Conv2d): its input must have 3 channels, got 1" in str(raised.value)
     assert raised.value.trace.rows == []
+    with pytest.raises(ShapeError, match=r"1 \(BatchNorm2d\): ") as raised:
+        trace_shapes(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(5)), (3, 8, 8))
+    assert [row.operation for row in raised.value.trace.rows] == ["Conv2d"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -278,6 +282,22 @@ def test_shared_weights_are_counted_once_and_reused_modules_have_two_rows():
     assert [row.parameters for row in trace.rows] == [84, 0, 0]
     assert trace.macs == 2 * 3 * 3 * 9 * 64
     assert [row.name for row in trace.rows] == ["0", "1", "0"]
+
+
+def test_a_tensor_that_the_image_is_written_into_is_followed():
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 2, 3)
+
+        def forward(self, x):
+            wide = torch.zeros(len(x), 4, *x.shape[2:])
+            wide[:, 1:3] = x
+            return self.conv(wide)
+
+    trace = trace_shapes(Padded(), (2, 8, 8))
+    assert trace.rows[-1].output == (2, 6, 6)
+    assert trace.macs == 2 * 4 * 9 * 36
 
 
 def test_networks_of_linear_layers():
@@ -326,13 +346,22 @@ def test_tables():
     assert len(parser.cells) == columns * (len(trace.rows) + 1)
 
 
-def test_tables_escape_names():
-    class Strange(nn.ReLU):
-        pass
+def test_tables_escape_what_they_hold():
+    class Strange(Table):
+        def header(self):
+            return ["<head>", "&"]
 
-    Strange.__name__ = "<b>&"
-    page = trace_shapes(nn.Sequential(Strange()), (3, 8, 8))._repr_html_()
-    assert "&lt;b&gt;&amp;" in page and "<b>" not in page
+        def cells(self):
+            return [["<cell>", "1"]]
+
+        def caption(self):
+            return '"<caption>"'
+
+    parser = Cells()
+    parser.feed(Strange()._repr_html_())
+    assert parser.cells == ["<head>", "&", "<cell>", "1"] and not parser.open
+    table = ElementTree.fromstring(Strange()._repr_html_())
+    assert table.get("aria-label") == table.find(".//caption").text == '"<caption>"'
 
 
 def test_a_row_is_found_by_its_name():

@@ -1,8 +1,8 @@
 """Run a network on tensors without values, and follow what comes of the image.
 
 Every function that the network calls is intercepted. The few that make up almost all of a convolutional network
-(convolution, normalisation, ReLU, addition, pooling, linear) are answered here by their formula; anything else is
-asked of PyTorch itself, on the meta device. The network's parameters, buffers and mode are left as they are.
+(convolution, normalisation, ReLU, addition, pooling, linear) are answered by a rule; anything else is asked of
+PyTorch itself, on the meta device. The network's parameters, buffers and mode are left as they are.
 """
 
 import math
@@ -10,13 +10,23 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from resbook.arithmetic import conv_macs, conv_output_size
+from resbook.tracing_rules import RULES
+
+# Functions that ask for what is known: attributes, and the values of what does not come of the image.
+ASKS_ABOUT = frozenset(
+    {"__get__", "dim", "size", "numel", "is_floating_point", "item", "__float__", "__int__", "__bool__"}
+)
+
+# Other functions whose output sees, at each position, what the inputs see there.
+POSITIONWISE = frozenset(
+    "add sub mul div relu relu6 hardtanh sigmoid hardsigmoid silu hardswish gelu tanh clamp dropout feature_dropout "
+    "stochastic_depth cat pad view reshape flatten contiguous clone to float squeeze unsqueeze".split()
+)
 
 BATCH = 2  # images that are traced: one would make batch normalisation refuse a 1x1 map in training mode
 
@@ -193,127 +203,6 @@ class Tracer(TorchFunctionMode):
         )
 
 
-# Rules: what the functions of a convolutional network do to shapes. Each returns (output, MACs for one image, window),
-# or None to leave an unusual call, and the refusal of a wrong one, to PyTorch.
-
-
-def _conv2d(tracer, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    n, channels, *size = x.shape
-    if isinstance(padding, str) or len(size) != 2:
-        return None
-    out_channels, group, *kernel = weight.shape
-    if channels != group * groups:
-        raise ValueError(f"its input must have {group * groups} channels, got {channels}")
-    kernel, stride, padding, dilation = tuple(kernel), _pair(stride), _pair(padding), _pair(dilation)
-    size = _each(conv_output_size, (size, kernel, stride, padding, dilation))
-    output = torch.empty((n, out_channels, *size), dtype=x.dtype, device="meta")
-    field = tracer.field(x)
-    tracer.follow(output, field and field.grow(kernel, stride, dilation))
-    return output, conv_macs(channels, out_channels, kernel, size, groups), (kernel, stride, padding)
-
-
-def _linear(tracer, x, weight, bias=None):
-    if x.shape[-1] != weight.shape[1]:
-        return None
-    output = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device="meta")
-    field = tracer.field(x)
-    tracer.follow(output, field and field.merge())
-    return output, math.prod(output.shape[1:]) * weight.shape[1], None
-
-
-def _same(tracer, x, *args, **kwargs):
-    return x, 0, None  # valueless tensors of the same shape need not be told apart
-
-
-def _batch_norm(tracer, x, mean, *args, **kwargs):
-    return None if mean is not None and x.shape[1] != len(mean) else (x, 0, None)
-
-
-def _add(tracer, x, other, *args, **kwargs):
-    if not isinstance(other, torch.Tensor) or other.shape != x.shape or id(other) not in tracer.fields:
-        return None
-    output = torch.empty(x.shape, dtype=x.dtype, device="meta")
-    return tracer.follow(output, tracer.join([x, other])), 0, None
-
-
-def _add_in_place(tracer, x, other, *args, **kwargs):
-    done = _add(tracer, x, other)
-    return done and (tracer.follow(x, tracer.field(done[0])), 0, None)
-
-
-def _max_pool2d(tracer, x, kernel_size, stride=None, padding=0, dilation=1, **kwargs):
-    output = F.max_pool2d(x, kernel_size, stride, padding, dilation, **kwargs)
-    return _pooled(tracer, x, output, kernel_size, stride, padding, dilation)
-
-
-def _avg_pool2d(tracer, x, kernel_size, stride=None, padding=0, *args, **kwargs):
-    output = F.avg_pool2d(x, kernel_size, stride, padding, *args, **kwargs)
-    return _pooled(tracer, x, output, kernel_size, stride, padding, 1)
-
-
-def _pooled(tracer, x, output, kernel, stride, padding, dilation):
-    window = _pair(kernel), _pair(stride or kernel), _pair(padding)
-    field = tracer.field(x)
-    tracer.follow(output, field and field.grow(window[0], window[1], _pair(dilation)))
-    return output, 0, window
-
-
-def _adaptive_avg_pool2d(tracer, x, output_size):
-    output = F.adaptive_avg_pool2d(x, output_size)
-    sizes = list(zip(x.shape[2:], output.shape[2:], strict=True))
-    kernel, stride = tuple(-(-n // m) for n, m in sizes), tuple(n // m if m > 1 else 1 for n, m in sizes)
-    field = tracer.field(x)
-    tracer.follow(output, field and field.grow(kernel, stride))
-    return output, 0, None
-
-
-def _mean(tracer, x, dim=None, keepdim=False, **kwargs):
-    if x.dim() != 4 or dim is None or {d % 4 for d in (dim if isinstance(dim, (tuple, list)) else [dim])} != {2, 3}:
-        return None
-    output = x.mean(dim, keepdim)
-    field = tracer.field(x)
-    tracer.follow(output, field and field.grow(tuple(x.shape[2:]), (1, 1)))
-    return output, 0, None
-
-
-def _getitem(tracer, x, index):
-    output = x[index]
-    field = tracer.field(x)
-    steps = [i.step or 1 for i in index if i in (slice(None), slice(None, None, i.step))] if _slices(index) else []
-    tracer.follow(output, field.grow((1, 1), tuple(steps[2:])) if field and len(steps) == 4 else None)
-    return output, 0, None
-
-
-def _slices(index):
-    return isinstance(index, tuple) and all(isinstance(i, slice) for i in index)
-
-
-RULES = {
-    torch.conv2d: _conv2d,
-    F.linear: _linear,
-    F.batch_norm: _batch_norm,
-    F.relu: _same,
-    torch.add: _add,
-    torch.Tensor.add: _add,
-    torch.Tensor.add_: _add_in_place,
-    F.max_pool2d: _max_pool2d,
-    F.avg_pool2d: _avg_pool2d,
-    F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
-    torch.mean: _mean,
-    torch.Tensor.mean: _mean,
-    torch.Tensor.__getitem__: _getitem,
-}
-
-# Functions that return what is known without a value: attributes, mostly.
-ASKS_ABOUT = frozenset({"__get__", "dim", "size", "numel", "is_floating_point"})
-
-# Other functions whose output sees, at each position, what the inputs see there.
-POSITIONWISE = frozenset(
-    "add sub mul div relu relu6 hardtanh sigmoid hardsigmoid silu hardswish gelu tanh clamp dropout feature_dropout "
-    "stochastic_depth cat pad view reshape flatten contiguous clone to float squeeze unsqueeze".split()
-)
-
-
 def _is_one_step(module):
     """Tell whether a module gives one row: it has no children or, as attention does, uses them without calling them."""
     return not module._modules or isinstance(module, nn.MultiheadAttention)
@@ -333,12 +222,3 @@ def _changes_in_place(name):
 
 def _operation(name):
     return name.strip("_").removeprefix("i" if name.startswith("__i") else "")
-
-
-def _each(function, pairs):
-    """Apply a function to the first members of all pairs, and to the second members."""
-    return tuple(map(function, *pairs))
-
-
-def _pair(value):
-    return tuple(value) if isinstance(value, (tuple, list)) and len(value) == 2 else (value, value)

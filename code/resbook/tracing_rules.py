@@ -1,0 +1,130 @@
+"""What the functions of a convolutional network do to shapes, costs and receptive fields: one rule each.
+
+A rule is called with the tracer and the function's arguments, the first of which comes of the image. It returns
+(output, MACs for one image, window), where a window is (kernel, stride, padding), each a pair; or None, to leave an
+unusual call, and the refusal of a wrong one, to PyTorch.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from resbook.arithmetic import conv_macs, conv_output_size
+
+
+def _conv2d(tracer, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    n, channels, *size = x.shape
+    if isinstance(padding, str) or len(size) != 2:
+        return None
+    out_channels, group, *kernel = weight.shape
+    if channels != group * groups:
+        raise ValueError(f"its input must have {group * groups} channels, got {channels}")
+    kernel, stride, padding, dilation = tuple(kernel), _pair(stride), _pair(padding), _pair(dilation)
+    size = _each(conv_output_size, (size, kernel, stride, padding, dilation))
+    output = torch.empty((n, out_channels, *size), dtype=x.dtype, device="meta")
+    field = tracer.field(x)
+    tracer.follow(output, field and field.grow(kernel, stride, dilation))
+    return output, conv_macs(channels, out_channels, kernel, size, groups), (kernel, stride, padding)
+
+
+def _linear(tracer, x, weight, bias=None):
+    if x.shape[-1] != weight.shape[1]:
+        return None
+    output = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device="meta")
+    field = tracer.field(x)
+    tracer.follow(output, field and field.merge())
+    return output, math.prod(output.shape[1:]) * weight.shape[1], None
+
+
+def _same(tracer, x, *args, **kwargs):
+    return x, 0, None  # valueless tensors of the same shape need not be told apart
+
+
+def _batch_norm(tracer, x, mean, *args, **kwargs):
+    return None if mean is not None and x.shape[1] != len(mean) else (x, 0, None)
+
+
+def _add(tracer, x, other, *args, **kwargs):
+    if not isinstance(other, torch.Tensor) or other.shape != x.shape or id(other) not in tracer.fields:
+        return None
+    output = torch.empty(x.shape, dtype=x.dtype, device="meta")
+    return tracer.follow(output, tracer.join([x, other])), 0, None
+
+
+def _add_in_place(tracer, x, other, *args, **kwargs):
+    done = _add(tracer, x, other)
+    return done and (tracer.follow(x, tracer.field(done[0])), 0, None)
+
+
+def _max_pool2d(tracer, x, kernel_size, stride=None, padding=0, dilation=1, **kwargs):
+    output = F.max_pool2d(x, kernel_size, stride, padding, dilation, **kwargs)
+    return _pooled(tracer, x, output, kernel_size, stride, padding, dilation)
+
+
+def _avg_pool2d(tracer, x, kernel_size, stride=None, padding=0, *args, **kwargs):
+    output = F.avg_pool2d(x, kernel_size, stride, padding, *args, **kwargs)
+    return _pooled(tracer, x, output, kernel_size, stride, padding, 1)
+
+
+def _pooled(tracer, x, output, kernel, stride, padding, dilation):
+    window = _pair(kernel), _pair(stride or kernel), _pair(padding)
+    field = tracer.field(x)
+    tracer.follow(output, field and field.grow(window[0], window[1], _pair(dilation)))
+    return output, 0, window
+
+
+def _adaptive_avg_pool2d(tracer, x, output_size):
+    output = F.adaptive_avg_pool2d(x, output_size)
+    sizes = list(zip(x.shape[2:], output.shape[2:], strict=True))
+    kernel, stride = tuple(-(-n // m) for n, m in sizes), tuple(n // m if m > 1 else 1 for n, m in sizes)
+    field = tracer.field(x)
+    tracer.follow(output, field and field.grow(kernel, stride))
+    return output, 0, None
+
+
+def _mean(tracer, x, dim=None, keepdim=False, **kwargs):
+    if x.dim() != 4 or dim is None or {d % 4 for d in (dim if isinstance(dim, (tuple, list)) else [dim])} != {2, 3}:
+        return None
+    output = x.mean(dim, keepdim)
+    field = tracer.field(x)
+    tracer.follow(output, field and field.grow(tuple(x.shape[2:]), (1, 1)))
+    return output, 0, None
+
+
+def _getitem(tracer, x, index):
+    output = x[index]
+    field = tracer.field(x)
+    steps = [i.step or 1 for i in index if i in (slice(None), slice(None, None, i.step))] if _slices(index) else []
+    tracer.follow(output, field.grow((1, 1), tuple(steps[2:])) if field and len(steps) == 4 else None)
+    return output, 0, None
+
+
+def _slices(index):
+    return isinstance(index, tuple) and all(isinstance(i, slice) for i in index)
+
+
+def _each(function, pairs):
+    """Apply a function to the first members of all pairs, and to the second members."""
+    return tuple(map(function, *pairs))
+
+
+def _pair(value):
+    return tuple(value) if isinstance(value, (tuple, list)) and len(value) == 2 else (value, value)
+
+
+RULES = {
+    torch.conv2d: _conv2d,
+    F.linear: _linear,
+    F.batch_norm: _batch_norm,
+    F.relu: _same,
+    torch.add: _add,
+    torch.Tensor.add: _add,
+    torch.Tensor.add_: _add_in_place,
+    F.max_pool2d: _max_pool2d,
+    F.avg_pool2d: _avg_pool2d,
+    F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
+    torch.mean: _mean,
+    torch.Tensor.mean: _mean,
+    torch.Tensor.__getitem__: _getitem,
+}

@@ -10,6 +10,9 @@ PAGES := $(shell sed -n -e 's/^root: *//p' -e 's/^ *- file: *//p' _toc.yml)
 # Threads that wait for each other must not keep a core busy: on a loaded machine a chapter would take minutes.
 export OMP_WAIT_POLICY := PASSIVE
 
+# An interrupted set-up may have left a Python without pip.
+HAS_PIP := $(BIN)/python -m pip --version >/dev/null 2>&1
+
 fail = { echo "$(1)" >&2; exit 1; }
 
 .DELETE_ON_ERROR:
@@ -51,14 +54,15 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: $(PINS) | check-python
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	$(HAS_PIP) || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt || \
+	  $(call fail,What the book needs could not be installed: see ERROR above. Is there a network?)
 	@touch $@
 
 check-python:
-	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@$(HAS_PIP) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  $(call fail,The book needs Python 3.11 or newer. Name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11)
-	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip, venv' || \
+	@$(HAS_PIP) || $(PYTHON) -c 'import ensurepip, venv' || \
 	  $(call fail,'$(PYTHON)' cannot make a virtual environment. On Debian or Ubuntu: sudo apt-get install python3-venv)
 
 # The execution cache knows a chapter's code and nothing else: drop it, and the pages made from it, when the package,

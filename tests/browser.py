@@ -22,7 +22,7 @@ NO BROWSER: the pages of the book are NOT tested. Install Chromium or Google Chr
 
 def find_browser():
     """Return the path of a browser, or None. What RESBOOK_CHROMIUM names is taken as it is."""
-    if "RESBOOK_CHROMIUM" in os.environ:
+    if os.environ.get("RESBOOK_CHROMIUM"):
         return os.environ["RESBOOK_CHROMIUM"]
     candidates = [playwrights_browser(), *map(shutil.which, COMMANDS), *USUAL_PLACES]
     return next((path for path in candidates if path and Path(path).exists()), None)

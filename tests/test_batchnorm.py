@@ -197,3 +197,19 @@ def test_errors_name_argument_value_and_what_is_allowed(call, error, message):
     with pytest.raises(error) as raised:
         call()
     assert message in str(raised.value)
+
+
+def test_weights_from_before_batches_were_counted_are_accepted():
+    old = {k: v for k, v in nn.BatchNorm2d(3).state_dict().items() if k != "num_batches_tracked"}
+    BatchNorm2d(3).load_state_dict(old)
+
+
+@pytest.mark.parametrize("settings", [{"eps": None}, {"momentum": "a"}, {"momentum": True}])
+def test_settings_must_be_numbers(settings):
+    with pytest.raises(TypeError, match=f"{next(iter(settings))} must be a number, got"):
+        BatchNorm2d(3, **settings)
+
+
+def test_integers_are_refused():
+    with pytest.raises(TypeError, match="x must be a tensor of floats, got torch.int64"):
+        BatchNorm2d(3)(torch.zeros(2, 3, 4, 4, dtype=torch.int64))

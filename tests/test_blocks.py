@@ -75,8 +75,9 @@ def test_pre_activation_formula(kind, stride, channels, shortcut):
     """The shortcut starts from x where it is an identity, and else from the activated x (He et al. 2016b)."""
     block, x = make(kind, channels, stride, shortcut=shortcut, preactivation=True), images(channels)
     activated, projection = relu(block.bn1(x)), block.downsample
-    if len(projection):
-        around = projection[1](projection[0](activated))
+    if len(projection):  # a convolution alone, as in the authors' own code
+        assert [type(module) for module in projection] == [nn.Conv2d]
+        around = projection[0](activated)
     else:
         around = x if (stride, channels) == (1, 8) else padded(activated, 8, stride)
     assert torch.equal(block(x), branch(block, activated) + around)

@@ -259,8 +259,16 @@ def call(images=None, labels=None, model=None, **options):
         ({"images": torch.full((2, 3, 8, 8), math.nan)}, ValueError, "images must be finite, got 384 values that are"),
         ({"images": torch.full((2, 3, 8, 8), -math.inf)}, ValueError, "images must be finite"),
         ({"images": torch.zeros(2, 1, 8, 8)}, ValueError, "must have the shape (N, 3, H, W), got (2, 1, 8, 8)"),
-        ({"images": torch.zeros(0, 3, 8, 8), "labels": torch.zeros(0).long()}, ValueError, "one per image"),
-        ({"images": torch.zeros(2)}, ValueError, "images must have the shape (N, C, H, W), got (2,)"),
+        (
+            {"images": torch.zeros(0, 3, 8, 8), "labels": torch.zeros(0).long()},
+            ValueError,
+            "at least one image, got (0,",
+        ),
+        (
+            {"images": torch.zeros(2)},
+            ValueError,
+            "images must have the shape (N, C, H, W) with at least one image, got (2,)",
+        ),
         ({"blocks": ["layer9"]}, ValueError, "blocks must be names of modules, got 'layer9'; there are "),
         ({"blocks": ["relu"]}, ValueError, "blocks must have a weight that is trained; there is none in ['relu']"),
         ({"blocks": []}, ValueError, "blocks must have a weight that is trained; there is none in []"),
@@ -268,6 +276,27 @@ def call(images=None, labels=None, model=None, **options):
     ],
 )
 def test_errors_name_argument_value_and_what_is_allowed(options, error, message):
+    with pytest.raises(error) as raised:
+        call(**options)
+    assert message in str(raised.value)
+
+
+def test_logits_may_come_from_a_view_and_the_pass_may_stand_in_inference_mode():
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten())
+    with torch.inference_mode():
+        trace = trace_gradients(model, torch.zeros(2, 3, 8, 8), torch.tensor([0, 71]))
+    assert trace.rows[0].gradient > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"images": torch.zeros(2, 3, 8, 8, dtype=torch.float64)}, TypeError, "torch.float32, got torch.float64"),
+        ({"blocks": "layer1"}, TypeError, "blocks must be a list of names of modules, got 'layer1'"),
+        ({"model": nn.Conv2d(3, 4, 3)}, ValueError, "model must return logits (N, classes) and nothing beside"),
+    ],
+)
+def test_more_errors_before_any_computation(options, error, message):
     with pytest.raises(error) as raised:
         call(**options)
     assert message in str(raised.value)

@@ -13,6 +13,7 @@ from conftest import assert_states_equal, gradients_of, randomize_
 from resbook import BasicBlock, BatchNorm2d, ResNet, cifar_resnet, resnet18, resnet34
 from torch import nn
 from torchvision.models import WeightsEnum
+from torchvision.models.feature_extraction import create_feature_extractor
 
 # Parameters with 1000 classes, computed with torchvision 0.28 (the table "torchvision, 224x224, 1000 classes").
 IMAGENET = {
@@ -237,9 +238,13 @@ def test_weights_that_do_not_fit(monkeypatch, options, message):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: cifar_resnet(21), ValueError, "depth must be 6n + 2, got 21; the nearest are 20 and 26"),
-        (lambda: cifar_resnet(2), ValueError, "depth must be at least 8, got 2"),
-        (lambda: cifar_resnet(20.0), TypeError, "depth must be an integer of at least 8, got 20.0"),
+        (
+            lambda: cifar_resnet(21),
+            ValueError,
+            "6n + 2 and at least 8, got 21; the nearest are 20 and 26",
+        ),
+        (lambda: cifar_resnet(2), ValueError, "at least 8, got 2; the nearest are 8 and 14"),
+        (lambda: cifar_resnet(20.0), TypeError, "depth must be an integer of at least 1, got 20.0"),
         (lambda: cifar_resnet(20, 0), ValueError, "num_classes must be at least 1, got 0"),
         (lambda: resnet18(0), ValueError, "num_classes must be at least 1, got 0"),
         (lambda: resnet18("6"), TypeError, "num_classes must be an integer of at least 1, got '6'"),
@@ -269,3 +274,14 @@ def test_errors_name_argument_value_and_what_is_allowed(call, error, message):
     with pytest.raises(error) as raised:
         call()
     assert message in str(raised.value)
+
+
+def test_feature_extractors_work():
+    extract = create_feature_extractor(resnet18(), ["layer4"])
+    assert extract(torch.zeros(1, 3, 64, 64))["layer4"].shape == (1, 512, 2, 2)
+
+
+@pytest.mark.parametrize("options", [{"stem": "cifar"}, {"widths": (8, 16, 32, 64)}])
+def test_options_that_weights_do_not_fit_are_refused_before_any_download(options):
+    with pytest.raises(ValueError, match=f"do not fit {next(iter(options))}="):
+        resnet18(weights="DEFAULT", **options)

@@ -4,16 +4,30 @@ and exact, but for published numbers, which are compared at the digits they have
 
 import copy
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import resbook
 import torch
+import torch.nn.functional as F
 import torchvision.models as peers
 from conftest import assert_states_equal
-from resbook import Bottleneck, ResNet, ShapeError, ShapeTrace, cifar_resnet, receptive_field, trace_shapes
+from resbook import (
+    Bottleneck,
+    ResNet,
+    ShapeError,
+    ShapeTrace,
+    cifar_resnet,
+    conv_macs,
+    receptive_field,
+    resnet18,
+    resnet50,
+    trace_shapes,
+)
 from resbook.tables import Table
 from torch import nn
 from torch.nn.modules import module as torch_module
@@ -387,3 +401,119 @@ def test_errors_name_argument_value_and_what_is_allowed(model, size, error, mess
     with pytest.raises(error) as raised:
         trace_shapes(model, size)
     assert message in str(raised.value)
+
+
+class Remembers(nn.Module):
+    """Assigns to its buffer, and draws random numbers, in every forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.mean((0, 2, 3))
+        return x + torch.randn(3, 1, 1)
+
+
+def test_assigned_buffers_and_the_random_state_come_back():
+    model = Remembers()
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 8, 3))
+    before, state = model.mean, torch.get_rng_state()
+    trace_shapes(model, (3, 8, 8))
+    trace_shapes(spectral, (3, 8, 8))
+    assert model.mean is before and torch.equal(torch.get_rng_state(), state)
+    assert not any(tensor.is_meta for tensor in spectral.state_dict().values())
+
+
+def test_costs_count_every_image_where_windows_are_stacked_on_the_batch_axis():
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x.unfold(2, 4, 4).unfold(3, 4, 4).reshape(-1, 3, 4, 4))
+
+    assert trace_shapes(Windows(), (3, 16, 16))["conv"].macs == 16 * conv_macs(3, 4, 3, 2)
+
+
+def test_threads_do_not_disturb_each_other():
+    def rows(model):
+        return [len(trace_shapes(model, (3, 64, 64))) for _ in range(20)]
+
+    models = [resnet18(), resnet50()]
+    expected = [20 * [len(trace_shapes(model, (3, 64, 64)))] for model in models]
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(rows, models)) == expected
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_script_module_is_refused():
+    with pytest.raises(TypeError, match="model must be written in Python"):
+        trace_shapes(torch.jit.trace(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8)), (3, 8, 8))
+
+
+def test_keyword_arguments_padding_by_name_and_parametrised_weights():
+    class Keywords(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.same = nn.Conv2d(3, 4, 3, padding="same")
+            self.valid = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 5, 3, padding="valid"))
+
+        def forward(self, x):
+            return F.relu(input=F.avg_pool2d(input=self.valid(self.same(x)), kernel_size=2))
+
+    trace, model = trace_shapes(Keywords(), (3, 8, 8)), Keywords()
+    assert trace["same"].padding == (1, 1) and trace["valid"].padding == (0, 0)
+    assert trace["valid"].receptive_field == (5, 5) and trace.output == (5, 3, 3)
+    assert trace["same"].parameters == 3 * 4 * 9 + 4
+    assert trace.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_receptive_field_is_unknown_behind_uneven_adaptive_pooling():
+    even, uneven = (trace_shapes(nn.AdaptiveAvgPool2d(3), (1, n, n)).rows[0].receptive_field for n in (6, 5))
+    assert even == (2, 2) and uneven is None
+
+
+def test_an_activation_does_not_lend_its_input_what_comes_after():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.narrow = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            y = torch.relu(x)
+            y += self.wide(x)
+            return self.narrow(x)
+
+    assert trace_shapes(Late(), (3, 8, 8))["narrow"].receptive_field == (1, 1)
+
+
+def test_a_failure_that_the_model_survives_leaves_no_mark():
+    class Survives(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.refuses, self.accepts = nn.Conv2d(4, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            try:
+                return self.refuses(x)
+            except ValueError:
+                return torch.sin(self.accepts(x))
+
+    assert [row.operation for row in trace_shapes(Survives(), (3, 8, 8))] == ["Conv2d", "sin"]
+
+
+def test_a_trace_is_a_sequence_of_rows_and_knows_the_output():
+    trace = trace_shapes(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), (3, 8, 8))
+    assert list(trace) == trace.rows and len(trace) == 2 and trace.output == (4 * 6 * 6,)
+
+
+def test_normalisations_of_another_size_are_refused():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(16, track_running_stats=False))
+    with pytest.raises(ShapeError, match="1 .BatchNorm2d."):
+        trace_shapes(model, (3, 8, 8))
+
+
+def test_numpy_integers_are_integers():
+    assert trace_shapes(nn.Identity(), tuple(np.array([3, 8, 8]))).input_size == (3, 8, 8)

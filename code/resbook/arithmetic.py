@@ -2,8 +2,10 @@
 
 Everything here is exact integer arithmetic on plain Python numbers; nothing needs a tensor. A *size* is a number of
 positions along one spatial axis, a *MAC* is one multiplication together with the addition that accumulates it (the
-"FLOPs" of He et al. 2016, Table 1).
+"FLOPs" of He et al. 2016a, Table 1).
 """
+
+from numbers import Integral
 
 
 def conv_output_size(size, kernel, stride=1, padding=0, dilation=1):
@@ -151,7 +153,7 @@ def receptive_field(layers):
 
 def check_integer(name, value, least=1):
     """Raise unless ``value`` is an integer of at least ``least``; ``name`` is the argument named in the message."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):  # numpy's integers are fine
         raise TypeError(f"{name} must be an integer of at least {least}, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")

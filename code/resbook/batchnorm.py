@@ -1,5 +1,7 @@
 """Batch normalisation written out, equal to ``torch.nn.BatchNorm2d``."""
 
+from numbers import Real
+
 import torch
 from torch import nn
 
@@ -30,7 +32,7 @@ class BatchNorm2d(nn.Module):
         input and output ``(N, C, H, W)``, any floating type; the output has the input's type.
 
     Raises:
-        TypeError: ``num_features`` is not an integer.
+        TypeError: ``num_features`` is not an integer, ``eps`` or ``momentum`` no number, or the input not of floats.
         ValueError: an argument is out of range; in ``forward``, the input is not four-dimensional, has not C
             channels, or leaves a single value per channel in training (its variance would always be 0).
     """
@@ -44,6 +46,11 @@ class BatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        # As PyTorch's: weights saved before it counted batches have no such entry.
+        state_dict.setdefault(prefix + "num_batches_tracked", torch.tensor(0))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x):
         _check_input(x, self.num_features, self.training)
@@ -72,6 +79,9 @@ class BatchNorm2d(nn.Module):
 
 def _check_settings(num_features, eps, momentum):
     check_integer("num_features", num_features)
+    for name, value in (("eps", eps), ("momentum", 0 if momentum is None else momentum)):
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number, got {value!r}")
     if not eps >= 0:
         raise ValueError(f"eps must be at least 0, got {eps}")
     if momentum is not None and not 0 <= momentum <= 1:
@@ -79,6 +89,8 @@ def _check_settings(num_features, eps, momentum):
 
 
 def _check_input(x, num_features, training):
+    if not x.is_floating_point():
+        raise TypeError(f"x must be a tensor of floats, got {x.dtype}")
     if x.dim() != 4 or x.shape[1] != num_features:
         raise ValueError(f"x must have the shape (N, {num_features}, H, W), got {tuple(x.shape)}")
     if training and x.numel() <= num_features:

@@ -22,16 +22,21 @@ class Shortcut(nn.Sequential):
         stride: the branch's stride. Default 1.
         option: "A", "B" or "C". Default "B".
         norm: makes the projection's normalisation from a number of channels. Default ``nn.BatchNorm2d``.
+        bare: leave the projection without a normalisation, as pre-activation blocks do. Default False.
 
     Shape:
         ``(N, in_channels, H, W)`` to ``(N, out_channels, ceil(H / stride), ceil(W / stride))``.
 
     Raises:
-        ValueError: an unknown option, or option A where channels would have to be removed.
+        TypeError: a count is not an integer, or ``norm`` cannot be called.
+        ValueError: a count below 1, an unknown option, or option A where channels would have to be removed.
     """
 
-    def __init__(self, in_channels, out_channels, stride=1, option="B", norm=nn.BatchNorm2d):
+    def __init__(self, in_channels, out_channels, stride=1, option="B", norm=nn.BatchNorm2d, *, bare=False):
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("stride", stride)):
+            check_integer(name, value)
         check_option(option)
+        check_norm(norm)
         if option == "A" and out_channels < in_channels:
             raise ValueError(
                 f'shortcut="A" can add channels but not remove them, so it cannot match {in_channels} channels with '
@@ -42,7 +47,8 @@ class Shortcut(nn.Sequential):
         changes = stride != 1 or self.new_channels != 0
         if option == "C" or (option == "B" and changes):
             self.append(convolution(in_channels, out_channels, 1, stride, norm))
-            self.append(norm(out_channels))
+            if not bare:
+                self.append(norm(out_channels))
         self.is_identity = not len(self) and not changes
 
     def forward(self, x):
@@ -78,7 +84,7 @@ class Block(nn.Module):
         ``(N, in_channels, H, W)`` to ``(N, expansion * width, ceil(H / stride), ceil(W / stride))``.
 
     Raises:
-        TypeError: a count is not an integer, or ``norm`` cannot be called.
+        TypeError: a count is not an integer, a switch not a bool, or ``norm`` does not make modules.
         ValueError: a count is below 1, or the shortcut is unknown or cannot match the shapes.
     """
 
@@ -98,6 +104,9 @@ class Block(nn.Module):
     ):
         for name, value in (("in_channels", in_channels), ("width", width), ("stride", stride)):
             check_integer(name, value)
+        for name, value in (("residual", residual), ("preactivation", preactivation), ("zero_init", zero_init)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} must be True or False, got {value!r}")
         check_option(shortcut)
         check_norm(norm)
         super().__init__()
@@ -106,7 +115,9 @@ class Block(nn.Module):
         self.relu = nn.ReLU()
         # torchvision's name for the shortcut, kept so that its weights fit; most of them do not downsample.
         out_channels = self.expansion * width
-        self.downsample = Shortcut(in_channels, out_channels, stride, shortcut, norm) if residual else None
+        self.downsample = None
+        if residual:
+            self.downsample = Shortcut(in_channels, out_channels, stride, shortcut, norm, bare=preactivation)
         if zero_init:
             self.zero_branch()
 
@@ -194,6 +205,6 @@ def check_option(shortcut):
 
 
 def check_norm(norm):
-    """Raise TypeError unless ``norm`` can be called."""
-    if not callable(norm):
+    """Raise TypeError unless ``norm`` makes modules; a module itself, which can be called too, does not."""
+    if not callable(norm) or isinstance(norm, nn.Module):
         raise TypeError(f"norm must make a module from a number of channels, as nn.BatchNorm2d does; got {norm!r}")

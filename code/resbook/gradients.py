@@ -58,8 +58,9 @@ def trace_gradients(model, images, labels, blocks=None):
 
     The pass runs on the model's device and in its present mode; in training mode batch normalisation uses the
     batch's statistics, and updates a copy of the running ones. Parameters, their ``grad``, buffers, mode and the
-    random state of CPU and CUDA are left as they were. The norms are accumulated in float64 (float32 on MPS, which
-    has none), so that neither 1e-30 nor 1e+30 is squared away, and cross from the device together, at the end.
+    random state of CPU and CUDA are left as they were. A block that is used twice is measured at its last use. The
+    norms are accumulated in float64 (float32 on MPS, which has none), so that neither 1e-30 nor 1e+30 is squared
+    away, and cross from the device together, at the end.
 
     Args:
         model: a network that maps images to logits ``(N, classes)`` and that :func:`trace_shapes` can trace.
@@ -78,6 +79,8 @@ def trace_gradients(model, images, labels, blocks=None):
     """
     _check(model, images, labels)
     modules = dict(model.named_modules())
+    if isinstance(blocks, str):
+        raise TypeError(f"blocks must be a list of names of modules, got {blocks!r}")
     names = _default_blocks(modules) if blocks is None else list(blocks)
     for name in names:
         if name not in modules:
@@ -87,13 +90,22 @@ def trace_gradients(model, images, labels, blocks=None):
     if not trained:
         raise ValueError(f"blocks must have a weight that is trained; there is none in {names}")
     device = trained[0].device
+    if images.dtype != trained[0].dtype:
+        raise TypeError(f"images must have the type of the model's weights, {trained[0].dtype}, got {images.dtype}")
     measured = {name: [NAN, NAN] for name in names}  # activation and gradient, scalars on the device
     hooks = [modules[name].register_forward_hook(_watcher(measured, name)) for name in names]
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
+            images, labels = (x.clone() if x.is_inference() else x for x in (images, labels))
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
             logits = torch.func.functional_call(model, buffers, (images.to(device),))
             loss = F.cross_entropy(logits, labels.to(device))
+            if not loss.requires_grad:
+                raise ValueError(f"blocks must have a weight that the loss depends on; there is none in {names}")
             gradients = iter(torch.autograd.grad(loss, trained, allow_unused=True))
     finally:
         for hook in hooks:
@@ -111,9 +123,10 @@ def _watcher(measured, name):
     """Return a forward hook that notes the size of the output now, and of its gradient when the backward pass comes."""
 
     def watch(module, inputs, output):
-        measured[name] = [_norm(output.detach()) / math.sqrt(output.numel()), NAN]
+        output = output[0] if isinstance(output, tuple) else output  # recurrent layers return their state beside
+        measured[name] = entry = [_norm(output.detach()) / math.sqrt(output.numel()), NAN]
         if output.requires_grad:
-            output.register_hook(lambda gradient: measured[name].__setitem__(1, _norm(gradient)))
+            output.register_hook(lambda gradient: entry.__setitem__(1, _norm(gradient)))
 
     return watch
 
@@ -144,11 +157,14 @@ def _check(model, images, labels):
         raise TypeError(f"images must be a tensor of floats, got {_kind(images)}")
     if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64:
         raise TypeError(f"labels must be a tensor of int64, got {_kind(labels)}")
-    if images.dim() < 2:
-        raise ValueError(f"images must have the shape (N, C, H, W), got {tuple(images.shape)}")
-    if labels.shape != images.shape[:1] or not len(labels):
+    if images.dim() < 2 or not len(images):
+        raise ValueError(f"images must have the shape (N, C, H, W) with at least one image, got {tuple(images.shape)}")
+    if labels.shape != images.shape[:1]:
         raise ValueError(f"labels must have the shape ({len(images)},), one per image, got {tuple(labels.shape)}")
-    classes = trace_shapes(model, images.shape[1:]).rows[-1].output[0]
+    output = trace_shapes(model, images.shape[1:]).output
+    if output is None or len(output) != 1:
+        raise ValueError(f"model must return logits (N, classes) and nothing beside, got the shape {output} per image")
+    classes = output[0]
     least, most = labels.min().item(), labels.max().item()
     if least < 0 or most >= classes:
         raise ValueError(f"labels must be from 0 to {classes - 1}, got {least if least < 0 else most}")

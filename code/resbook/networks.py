@@ -1,6 +1,7 @@
 """Residual networks and their plain counterparts, assembled from one block."""
 
 import torch
+import torch.fx
 from torch import nn
 
 from resbook.arithmetic import check_integer
@@ -43,8 +44,10 @@ class ResNet(nn.Module):
     ):
         check_integer("num_classes", num_classes)
         check_integer("in_channels", in_channels)
-        if stem not in STEMS:
+        if not isinstance(stem, str) or stem not in STEMS:
             raise ValueError(f"stem must be one of {', '.join(map(repr, STEMS))}, got {stem!r}")
+        if not all(isinstance(values, (tuple, list)) for values in (layers, widths)):
+            raise TypeError(f"layers and widths must be lists of counts, got {layers!r} and {widths!r}")
         if not 1 <= len(layers) <= len(widths):
             raise ValueError(f"layers must have 1 to {len(widths)} counts, at most as many as widths, got {layers!r}")
         for name, values in (("layers", layers), ("widths", widths)):
@@ -68,9 +71,8 @@ class ResNet(nn.Module):
                 channels = block.expansion * width
             self.add_module(stage, nn.Sequential(*blocks))
         if self.preactivation:
-            self.layer1[
-                0
-            ].bn1 = nn.Identity()  # the stem has normalised and activated already; relu(relu(x)) is relu(x)
+            # The stem has normalised and activated already, and relu(relu(x)) is relu(x).
+            self.layer1[0].bn1 = nn.Identity()
             self.bn_last = norm(channels)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
@@ -88,14 +90,19 @@ class ResNet(nn.Module):
                 module.zero_branch()
 
     def forward(self, images):
-        if images.dim() != 4 or images.shape[1] != self.in_channels:
-            raise ValueError(f"images must have the shape (N, {self.in_channels}, H, W), got {tuple(images.shape)}")
+        _check_images(images, self.in_channels)
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for stage in self.stages:
             x = getattr(self, stage)(x)
         if self.preactivation:
             x = self.relu(self.bn_last(x))
         return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+@torch.fx.wrap  # not to be traced: torchvision's feature extractors then work on this network
+def _check_images(images, channels):
+    if images.dim() != 4 or images.shape[1] != channels:
+        raise ValueError(f"images must have the shape (N, {channels}, H, W), got {tuple(images.shape)}")
 
 
 def resnet18(num_classes=1000, *, weights=None, **options):
@@ -156,10 +163,10 @@ def cifar_resnet(depth, num_classes=10, *, shortcut="A", **options):
         TypeError: ``depth`` is not an integer.
         ValueError: ``depth`` is not 6n + 2 with n of at least 1.
     """
-    check_integer("depth", depth, least=8)
-    below = depth - (depth - 2) % 6
+    check_integer("depth", depth)
+    below = max(8, depth - (depth - 2) % 6)
     if depth != below:
-        raise ValueError(f"depth must be 6n + 2, got {depth}; the nearest are {below} and {below + 6}")
+        raise ValueError(f"depth must be 6n + 2 and at least 8, got {depth}; the nearest are {below} and {below + 6}")
     options = {"widths": (16, 32, 64), **options}
     return ResNet(BasicBlock, [(depth - 2) // 6] * 3, num_classes, stem="cifar", shortcut=shortcut, **options)
 
@@ -180,7 +187,8 @@ def _find_weights(name, weights, num_classes, options):
     network, _, key = str(weights).rpartition(".")
     if key not in known.__members__ or network not in ("", known.__name__):
         raise ValueError(f"weights of {name} must be one of {', '.join(known.__members__)}, got {weights!r}")
-    needed = {"residual": True, "shortcut": "B", "preactivation": False, "in_channels": 3}
+    needed = {"residual": True, "shortcut": "B", "preactivation": False, "in_channels": 3, "stem": "imagenet"}
+    needed["widths"] = (64, 128, 256, 512)
     wrong = {k: v for k, v in options.items() if needed.get(k, v) != v}
     norm = options.get("norm", nn.BatchNorm2d)
     check_norm(norm)
@@ -200,7 +208,7 @@ def _find_weights(name, weights, num_classes, options):
 def _fetch(weights):
     try:
         return weights.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # no network; or a file that is not what its name says
         raise ConnectionError(
             f"weights {weights} could not be fetched from {weights.url} ({error}); without a network, put that file "
             f"into {torch.hub.get_dir()}/checkpoints, or build the network with weights=None"

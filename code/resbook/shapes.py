@@ -10,12 +10,21 @@ from resbook.tracer import Tracer
 
 
 class ShapeTrace(Table):
-    """What :func:`trace_shapes` found: ``rows`` in the order of execution, and their totals for one image."""
+    """What :func:`trace_shapes` found: ``rows`` in the order of execution, and their totals for one image.
+
+    ``output`` is the shape of what the model returned, without the batch axis; None if it is not a single tensor.
+    """
 
     labels = 2
 
     def __init__(self, rows, input_size):
-        self.rows, self.input_size = rows, input_size
+        self.rows, self.input_size, self.output = rows, input_size, None
+
+    def __iter__(self):
+        return iter(self.rows)
+
+    def __len__(self):
+        return len(self.rows)
 
     parameters = property(lambda self: sum(row.parameters for row in self.rows), doc="All parameters used.")
     macs = property(lambda self: sum(row.macs for row in self.rows), doc="Multiply-accumulates for one image.")
@@ -87,21 +96,29 @@ def trace_shapes(model, input_size):
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise TypeError("model must be written in Python; the functions that a ScriptModule calls cannot be seen")
     if not isinstance(input_size, (tuple, list, torch.Size)) or not input_size:
         raise TypeError(f"input_size must be a shape such as (3, 224, 224), got {input_size!r}")
     for size in input_size:
         check_integer("input_size", size)
     tracer = Tracer(model, tuple(input_size))
     trace = ShapeTrace(tracer.rows, tuple(input_size))
-    hooks = [register_module_forward_pre_hook(tracer.enter), register_module_forward_hook(tracer.leave)]
+    held = [(d, dict(d)) for module in model.modules() for d in (module._parameters, module._buffers)]
+    hooks = [
+        register_module_forward_pre_hook(tracer.enter),
+        register_module_forward_hook(tracer.leave, always_call=True),
+    ]
     try:
-        with torch.no_grad(), tracer:
-            model(tracer.image)
-    except (RuntimeError, ValueError) as error:
+        with torch.random.fork_rng([]), torch.no_grad(), tracer:
+            trace.output = tracer.finish(model(tracer.image))
+    except (RuntimeError, ValueError, AssertionError) as error:
         raise ShapeError(f"input_size={tuple(input_size)} does not fit: {tracer.where()}: {error}", trace) from error
     finally:
         for hook in hooks:
             hook.remove()
+        for tensors, before in held:  # a forward pass may have assigned to them
+            tensors.update(before)
     return trace
 
 

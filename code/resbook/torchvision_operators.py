@@ -7,6 +7,7 @@ torchvision::nms does not exist", although models, data sets and transforms need
 
 import ctypes
 import importlib.util
+import sys
 from pathlib import Path
 
 import torch
@@ -25,8 +26,15 @@ def declare_missing_operators():
         Whether the operators were declared here.
     """
     global _declared
+    if "torchvision" in sys.modules:
+        return False
     package = importlib.util.find_spec("torchvision")
-    if package is None or hasattr(torch.ops.torchvision, "nms") or _compiled_library_loads(Path(package.origin).parent):
+    if (
+        package is None
+        or package.origin is None
+        or hasattr(torch.ops.torchvision, "nms")
+        or _compiled_library_loads(Path(package.origin).parent)
+    ):
         return False
     _declared = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):

@@ -5,7 +5,7 @@ Every function that the network calls is intercepted. The few that make up almos
 PyTorch itself, on the meta device. The network's parameters, buffers and mode are left as they are.
 """
 
-import math
+import threading
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from resbook.tracing_rules import RULES
+from resbook.tracing_rules import BATCH, RULES
 
 # Functions that ask for what is known: attributes, and the values of what does not come of the image.
 ASKS_ABOUT = frozenset(
@@ -27,8 +27,6 @@ POSITIONWISE = frozenset(
     "add sub mul div relu relu6 hardtanh sigmoid hardsigmoid silu hardswish gelu tanh clamp dropout feature_dropout "
     "stochastic_depth cat pad view reshape flatten contiguous clone to float squeeze unsqueeze".split()
 )
-
-BATCH = 2  # images that are traced: one would make batch normalisation refuse a 1x1 map in training mode
 
 
 class ShapeRow(NamedTuple):
@@ -79,46 +77,64 @@ class Tracer(TorchFunctionMode):
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         self.image = torch.empty((BATCH, *input_size), dtype=dtype, device="meta")
         self.names = {id(module): name for name, module in model.named_modules()}
-        self.model = model
+        self.model, self.thread = model, threading.get_ident()
         self.rows = []
         self.fields = {}  # id of a tensor made from the image -> (its field or None, the tensor, kept alive)
         self.counted = set()  # ids of the parameters that a row has counted
+        self.pending = []  # parameters that were used before the step to which they belong made its row
         self.modules = []  # the modules being executed, outermost first
+        self.failed = None  # the innermost module that an exception has left
         self.work = None  # MACs and window of the childless module being executed, once it has called a function
         self.follow(self.image, Field() if len(input_size) == 3 else None)
 
     def enter(self, module, inputs):
+        if threading.get_ident() != self.thread:  # the hooks are global: another thread may run a network, too
+            return
         self.modules.append(module)
-        self.work = None
+        self.work = self.failed = None
 
     def leave(self, module, inputs, output):
+        if threading.get_ident() != self.thread:
+            return
         self.modules.pop()
+        if output is None:
+            self.failed = self.failed or module
+            return
         with torch._C.DisableTorchFunction():  # what follows is ours, not the network's
             output = self.first(output)
+            parameters = module.parameters() if _is_one_step(module) else module._parameters.values()
+            self.pending += [p for p in parameters if p is not None]
             if self.work and _is_one_step(module) and output is not None:
-                source = inputs[0] if id(inputs[0]) in self.fields else self.first(inputs)
+                source = self.first(inputs)
                 if "Norm" in type(module).__name__:  # by convention, the pixels behind its statistics do not count
                     self.follow(output, self.field(source))
                 self.add_row(module, type(module).__name__, source, output, *self.work)
-            if module._parameters:
-                self.charge(module.parameters() if _is_one_step(module) else module._parameters.values())
         self.work = None
 
+    def finish(self, output):
+        """Count what is still pending in the last row; return the shape of the network's output for one image."""
+        if self.rows:
+            self.rows[-1] = self.rows[-1]._replace(parameters=self.rows[-1].parameters + self.count_pending())
+        with torch._C.DisableTorchFunction():
+            return tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else None
+
     def where(self):
-        module = self.modules[-1] if self.modules else None
+        module = self.failed or (self.modules[-1] if self.modules else self.model)
         return f"{self.names.get(id(module)) or 'the network'} ({type(module).__name__})"
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
+        if not args and "input" in kwargs:
+            args = (kwargs.pop("input"),)
         name = func.__name__
         if name in ASKS_ABOUT:
             output = func(*args, **kwargs)
             if not isinstance(output, torch.Tensor):
                 return output
-        if _changes_in_place(name) and id(args[0]) not in self.fields:
+        if args and _changes_in_place(name) and id(args[0]) not in self.fields:
             return self.leave_alone(args)
         rule = RULES.get(func)
-        done = rule(self, *args, **kwargs) if rule and id(args[0]) in self.fields else None
+        done = rule(self, *args, **kwargs) if rule and args and id(args[0]) in self.fields else None
         output, macs, window = done or self.ask_torch(func, args, kwargs)
         made = self.first(output)  # the output, or what comes first in it: recurrent layers return their state beside
         if made is None:
@@ -129,8 +145,8 @@ class Tracer(TorchFunctionMode):
         elif macs or not made._is_view():
             tensors = _tensors((args, kwargs))
             source = next(x for x in tensors if id(x) in self.fields)
+            self.pending += [x for x in tensors if isinstance(x, nn.Parameter)]
             self.add_row(module, _operation(name), source, made, macs, window)
-            self.charge(x for x in tensors if isinstance(x, nn.Parameter))
         return output
 
     def leave_alone(self, args):
@@ -144,9 +160,9 @@ class Tracer(TorchFunctionMode):
     def ask_torch(self, func, args, kwargs):
         """Call a function that has no rule on the meta device; return its output, its MACs for one image, no window."""
         sources = [x for x in _tensors((args, kwargs)) if id(x) in self.fields]
-        args, kwargs = tree_map(_without_values, (args, kwargs))
-        if not sources:
+        if not sources:  # something about the weights, or a constant: it has values
             return func(*args, **kwargs), 0, None
+        args, kwargs = tree_map(_without_values, (args, kwargs))
         positionwise = _operation(func.__name__) in POSITIONWISE
         with nullcontext() if positionwise else FlopCounterMode(display=False) as flops:
             output = func(*args, **kwargs)
@@ -160,15 +176,16 @@ class Tracer(TorchFunctionMode):
         """Return the first tensor made from the image, or None."""
         if isinstance(tree, torch.Tensor):
             return tree if id(tree) in self.fields else None
+        if isinstance(tree, tuple) and tree and id(tree[0]) in self.fields:  # a module's inputs, nearly always
+            return tree[0]
         return next((x for x in _tensors(tree) if id(x) in self.fields), None)
 
-    def charge(self, parameters):
-        """Count the parameters that no row has counted yet in the latest row."""
-        new = {id(p): p.numel() for p in parameters if p is not None and id(p) not in self.counted}
-        if new and self.rows:
-            self.counted.update(new)
-            row = self.rows[-1]
-            self.rows[-1] = row._replace(parameters=row.parameters + sum(new.values()))
+    def count_pending(self):
+        """Return how many values the pending parameters hold, counting each parameter once in the whole trace."""
+        new = {id(p): p.numel() for p in self.pending if id(p) not in self.counted}
+        self.counted.update(new)
+        self.pending = []
+        return sum(new.values())
 
     def follow(self, tensor, field):
         self.fields[id(tensor)] = (field, tensor)
@@ -195,9 +212,9 @@ class Tracer(TorchFunctionMode):
                 tuple(source.shape[1:]),
                 shape,
                 *(window or (None,) * 3),
-                0,
+                self.count_pending(),
                 macs,
-                math.prod(shape) * output.element_size(),
+                output.numel() * output.element_size() // BATCH,
                 field and field.size,
             )
         )

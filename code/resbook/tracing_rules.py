@@ -5,27 +5,34 @@ A rule is called with the tracer and the function's arguments, the first of whic
 unusual call, and the refusal of a wrong one, to PyTorch.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 
 from resbook.arithmetic import conv_macs, conv_output_size
 
+BATCH = 2  # images that are traced: one would make batch normalisation refuse a 1x1 map in training mode
+
 
 def _conv2d(tracer, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     n, channels, *size = x.shape
-    if isinstance(padding, str) or len(size) != 2:
+    if len(size) != 2:
         return None
     out_channels, group, *kernel = weight.shape
     if channels != group * groups:
         raise ValueError(f"its input must have {group * groups} channels, got {channels}")
-    kernel, stride, padding, dilation = tuple(kernel), _pair(stride), _pair(padding), _pair(dilation)
+    kernel, stride, dilation = tuple(kernel), _pair(stride), _pair(dilation)
+    if padding == "same":
+        extra = _each(lambda k, d: d * (k - 1), (kernel, dilation))
+        if any(n % 2 for n in extra):  # more padding at one end than at the other
+            return None
+        padding = _each(lambda n: n // 2, (extra,))
+    padding = _pair(0 if padding == "valid" else padding)
     size = _each(conv_output_size, (size, kernel, stride, padding, dilation))
     output = torch.empty((n, out_channels, *size), dtype=x.dtype, device="meta")
     field = tracer.field(x)
     tracer.follow(output, field and field.grow(kernel, stride, dilation))
-    return output, conv_macs(channels, out_channels, kernel, size, groups), (kernel, stride, padding)
+    macs = conv_macs(channels, out_channels, kernel, size, groups) * n // BATCH  # windows may be stacked on axis 0
+    return output, macs, (kernel, stride, padding)
 
 
 def _linear(tracer, x, weight, bias=None):
@@ -34,15 +41,21 @@ def _linear(tracer, x, weight, bias=None):
     output = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device="meta")
     field = tracer.field(x)
     tracer.follow(output, field and field.merge())
-    return output, math.prod(output.shape[1:]) * weight.shape[1], None
+    return output, output.numel() // BATCH * weight.shape[1], None
 
 
-def _same(tracer, x, *args, **kwargs):
-    return x, 0, None  # valueless tensors of the same shape need not be told apart
+def _same(tracer, x):
+    return tracer.follow(torch.empty(x.shape, dtype=x.dtype, device="meta"), tracer.field(x)), 0, None
 
 
-def _batch_norm(tracer, x, mean, *args, **kwargs):
-    return None if mean is not None and x.shape[1] != len(mean) else (x, 0, None)
+def _relu(tracer, x, inplace=False):
+    return (x, 0, None) if inplace else _same(tracer, x)
+
+
+def _batch_norm(tracer, x, mean, var, weight=None, *args, **kwargs):
+    if any(values is not None and len(values) != x.shape[1] for values in (mean, weight)):
+        return None
+    return _same(tracer, x)
 
 
 def _add(tracer, x, other, *args, **kwargs):
@@ -77,8 +90,13 @@ def _pooled(tracer, x, output, kernel, stride, padding, dilation):
 def _adaptive_avg_pool2d(tracer, x, output_size):
     output = F.adaptive_avg_pool2d(x, output_size)
     sizes = list(zip(x.shape[2:], output.shape[2:], strict=True))
-    kernel, stride = tuple(-(-n // m) for n, m in sizes), tuple(n // m if m > 1 else 1 for n, m in sizes)
     field = tracer.field(x)
+    if any(
+        n % m for n, m in sizes
+    ):  # its windows overlap, and differ in size: no single step leads from one to the next
+        field = None
+    kernel = tuple(n // m for n, m in sizes)
+    stride = tuple(n // m if m > 1 else 1 for n, m in sizes)
     tracer.follow(output, field and field.grow(kernel, stride))
     return output, 0, None
 
@@ -117,7 +135,7 @@ RULES = {
     torch.conv2d: _conv2d,
     F.linear: _linear,
     F.batch_norm: _batch_norm,
-    F.relu: _same,
+    F.relu: _relu,
     torch.add: _add,
     torch.Tensor.add: _add,
     torch.Tensor.add_: _add_in_place,

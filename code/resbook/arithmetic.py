@@ -153,7 +153,7 @@ def receptive_field(layers):
 
 def check_integer(name, value, least=1):
     """Raise unless ``value`` is an integer of at least ``least``; ``name`` is the argument named in the message."""
-    if isinstance(value, bool) or not isinstance(value, Integral):  # numpy's integers are fine
+    if isinstance(value, bool) or not isinstance(value, (int, Integral)):  # numpy's integers are fine
         raise TypeError(f"{name} must be an integer of at least {least}, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")

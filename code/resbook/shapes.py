@@ -96,15 +96,16 @@ def trace_shapes(model, input_size):
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+    modules = dict(model.named_modules())
+    if any(isinstance(module, torch.jit.ScriptModule) for module in modules.values()):
         raise TypeError("model must be written in Python; the functions that a ScriptModule calls cannot be seen")
     if not isinstance(input_size, (tuple, list, torch.Size)) or not input_size:
         raise TypeError(f"input_size must be a shape such as (3, 224, 224), got {input_size!r}")
     for size in input_size:
         check_integer("input_size", size)
-    tracer = Tracer(model, tuple(input_size))
+    tracer = Tracer(model, modules, tuple(input_size))
     trace = ShapeTrace(tracer.rows, tuple(input_size))
-    held = [(d, dict(d)) for module in model.modules() for d in (module._parameters, module._buffers)]
+    held = [(d, dict(d)) for module in modules.values() for d in (module._parameters, module._buffers)]
     hooks = [
         register_module_forward_pre_hook(tracer.enter),
         register_module_forward_hook(tracer.leave, always_call=True),

@@ -72,11 +72,11 @@ class Field(NamedTuple):
 class Tracer(TorchFunctionMode):
     """Intercepts every function that the model calls, and follows what comes of the image."""
 
-    def __init__(self, model, input_size):
+    def __init__(self, model, modules, input_size):
         super().__init__()
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         self.image = torch.empty((BATCH, *input_size), dtype=dtype, device="meta")
-        self.names = {id(module): name for name, module in model.named_modules()}
+        self.names = {id(module): name for name, module in modules.items()}
         self.model, self.thread = model, threading.get_ident()
         self.rows = []
         self.fields = {}  # id of a tensor made from the image -> (its field or None, the tensor, kept alive)
@@ -102,7 +102,8 @@ class Tracer(TorchFunctionMode):
             return
         with torch._C.DisableTorchFunction():  # what follows is ours, not the network's
             output = self.first(output)
-            parameters = module.parameters() if _is_one_step(module) else module._parameters.values()
+            uncalled = isinstance(module, nn.MultiheadAttention)  # it uses its children without calling them
+            parameters = module.parameters() if uncalled else module._parameters.values()
             self.pending += [p for p in parameters if p is not None]
             if self.work and _is_one_step(module) and output is not None:
                 source = self.first(inputs)

@@ -1,15 +1,18 @@
 """Time the package beside its peers, both in one run, as ratios; print peak memory beside each.
 
-``make bench``. Ours and the peer's are timed in turn, so that whatever else the machine does hits both; a ratio is
-the median over rounds of ours over the peer's in the same round. Peak memory is that of a fresh process (resident
+``make bench``. Ours and the peer's are timed in turn, the first of a round changing, so that whatever else the machine
+does hits both; a ratio is the median over rounds of ours over the peer's in the same round. As in ``timeit``, garbage
+is collected between the timings and not in them. Peak memory is that of a fresh process (resident
 set, with Python and PyTorch in it) or, on a GPU, what PyTorch allocated.
 """
 
+import gc
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import resbook
 import torch
@@ -53,10 +56,10 @@ CASES = {
         lambda: training_step(resbook.resnet18), lambda: training_step(torchvision.models.resnet18), 15, "at most 1.02",
     ),
     "ResNet-50, forward + backward, over torchvision": (
-        lambda: training_step(resbook.resnet50), lambda: training_step(torchvision.models.resnet50), 9, "at most 1.02",
+        lambda: training_step(resbook.resnet50), lambda: training_step(torchvision.models.resnet50), 15, "at most 1.02",
     ),
-    "trace_shapes(resnet152), over torchinfo, batch 1": (shape_trace, lambda: summary(1), 9, "at most 1/40"),
-    "trace_shapes(resnet152), over torchinfo, batch 8": (shape_trace, lambda: summary(8), 5, "at most 1/40"),
+    "trace_shapes(resnet152), over torchinfo, batch 1": (shape_trace, lambda: summary(1), 21, "at most 1/40"),
+    "trace_shapes(resnet152), over torchinfo, batch 8": (shape_trace, lambda: summary(8), 11, "at most 1/40"),
     "trace_gradients(resnet18), over forward + backward": (
         gradient_trace, lambda: training_step(resbook.resnet18), 15, "at most 1.10",
     ),
@@ -64,17 +67,24 @@ CASES = {
 
 
 def seconds(step):
+    gc.collect()
+    gc.disable()
     start = time.perf_counter()
     step()
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    elapsed = time.perf_counter() - start
+    gc.enable()
+    return elapsed
 
 
 def peak_mebibytes():
     if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux, ru_maxrss of a fresh process begins with its parent's
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def compare(name):
@@ -82,7 +92,11 @@ def compare(name):
     steps = ours(), peers()
     for step in steps:
         step()  # warm up
-    times = [[seconds(step) for step in steps] for _ in range(rounds)]
+    times = []
+    for i in range(rounds):
+        order = (0, 1) if i % 2 else (1, 0)
+        elapsed = {which: seconds(steps[which]) for which in order}
+        times.append((elapsed[0], elapsed[1]))
     ratio = statistics.median(a / b for a, b in times)
     mine, other = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
     memory = [subprocess.check_output([sys.executable, __file__, name, which], text=True) for which in ("0", "1")]

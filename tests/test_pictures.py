@@ -218,3 +218,12 @@ def test_the_source_of_several_things():
     )
     with pytest.raises(TypeError):
         show_source(3)
+
+
+def test_a_network_is_drawn_with_the_normalisations_it_has():
+    def labels(**options):
+        return re.findall(r"<text[^>]*>([^<]*)", draw_network(cifar_resnet(8, **options), (3, 32, 32)).svg)
+
+    assert "conv 3×3, batch norm, ReLU" in labels() and "conv 3×3, ReLU" in labels(norm=nn.Identity)
+    after_the_blocks = labels(preactivation=True)
+    assert after_the_blocks.index("batch norm") < after_the_blocks.index("global average pool")

@@ -4,12 +4,13 @@ from html import escape
 
 from resbook.blocks import Block
 from resbook.pictures import OKABE_ITO, PLAIN, RESIDUAL, Picture
-from resbook.shapes import trace_shapes
+from resbook.shapes import shape_text, trace_shapes
 
 GREEN = OKABE_ITO["green"][0]
 INK = "#000000"  # the colour of the text around a picture, see Picture
 BOX, GAP = 30, 26  # height of a box, and of the arrow to the next
 MONO = "ui-monospace, monospace"
+LAYERS = {"BatchNorm2d": "batch norm", "AdaptiveAvgPool2d": "global average pool", "Linear": "linear"}
 
 
 def draw_units():
@@ -49,7 +50,7 @@ def draw_block(block, input_size):
     through = [row for row in rows if row not in around]
     split, join = _split_and_join(block, through)
     x, y = (380 if around else 300) if block.residual else 170, 30
-    canvas.text(x, 18, _shape(input_size), family=MONO)
+    canvas.text(x, 18, shape_text(input_size), family=MONO)
     for i, row in enumerate(through):
         if i == split:
             top = y + 13
@@ -58,7 +59,7 @@ def draw_block(block, input_size):
         else:
             y = _draw_layer(canvas, x, canvas.arrow(x, y, y + GAP), row, PLAIN if not block.residual else INK)
     canvas.arrow(x, y, y + GAP)
-    canvas.text(x, y + GAP + 16, _shape(rows[-1].output), family=MONO, weight="bold")
+    canvas.text(x, y + GAP + 16, shape_text(rows[-1].output), family=MONO, weight="bold")
     return canvas.picture(_describe(block, input_size, through, around))
 
 
@@ -73,7 +74,7 @@ def _split_and_join(block, through):
 
 def _draw_layer(canvas, x, y, row, colour=INK):
     canvas.box(x, y, _layer(row), colour, dashed=colour == PLAIN)
-    canvas.text(x + 92, y + 20, _shape(row.output), anchor="start", family=MONO, size=11)
+    canvas.text(x + 92, y + 20, shape_text(row.output), anchor="start", family=MONO, size=11)
     return y + BOX
 
 
@@ -86,7 +87,7 @@ def _draw_shortcut(canvas, around, x, top, y):
         canvas.box(left, at, _layer(row), RESIDUAL, fill=True)
         at += BOX + GAP
     if around:
-        canvas.text(left + 8, at - GAP + 20, _shape(around[-1].output), anchor="start", family=MONO, size=11)
+        canvas.text(left + 8, at - GAP + 20, shape_text(around[-1].output), anchor="start", family=MONO, size=11)
     else:
         canvas.text(left - 8, (top + y) / 2, "identity", anchor="end", colour=RESIDUAL)
     return canvas.plus(x, y)
@@ -98,7 +99,9 @@ def _layer(row):
         return f"conv {row.kernel[0]}×{row.kernel[1]}{stride}"
     if row.operation == "Shortcut":
         return ", ".join(["subsample"] * (row.input[1:] != row.output[1:]) + ["pad"] * (row.input[0] != row.output[0]))
-    return {"BatchNorm2d": "batch norm"}.get(row.operation, row.operation)
+    if row.operation == "MaxPool2d":
+        return f"max-pool {row.kernel[0]}×{row.kernel[1]}, stride {row.stride[0]}"
+    return LAYERS.get(row.operation, row.operation)
 
 
 def _describe(block, input_size, through, around):
@@ -106,7 +109,7 @@ def _describe(block, input_size, through, around):
     path = ", ".join(map(_layer, around)) or "identity"
     shortcut = f" The shortcut on the left: {path}." if block.residual else " There is no shortcut."
     kind = f"{'A residual' if block.residual else 'A plain'} {type(block).__name__}"
-    return f"{kind} from {_shape(input_size)} to {_shape(through[-1].output)}: {layers}.{shortcut}"
+    return f"{kind} from {shape_text(input_size)} to {shape_text(through[-1].output)}: {layers}.{shortcut}"
 
 
 def draw_network(model, input_size):
@@ -117,27 +120,25 @@ def draw_network(model, input_size):
         input_size: shape (C, H, W) of an image.
     """
     canvas, x, y = _Canvas(), 270, 30
-    trace = trace_shapes(model, input_size)
-    canvas.text(x, 18, f"image {_shape(input_size)}", family=MONO)
-    parts = {
-        "conv1": "{}, batch norm, ReLU",
-        "maxpool": "max-pool {}",
-        "avgpool": "global average pool",
-        "fc": "linear",
-    }
+    rows = trace_shapes(model, input_size).rows
+    canvas.text(x, 18, f"image {shape_text(input_size)}", family=MONO)
     blocks = [(name, module) for name, module in model.named_modules() if isinstance(module, Block)]
-    for name in ("conv1", "maxpool", None, "avgpool", "fc"):
-        if name is None:
-            for path, block in blocks:
-                convs = [row for row in trace.rows if row.name.startswith(f"{path}.conv")]
-                around = [row for row in trace.rows if row.name.startswith(f"{path}.downsample")]
-                y = _draw_unit(canvas, x, y, block, convs, around)
-        elif any(row.name == name for row in trace.rows):
-            y = _draw_step(canvas, x, y, parts[name].format(_kernel(trace[name])), trace[name].output)
+    first = next(i for i, row in enumerate(rows) if row.name.startswith("layer"))
+    stem = [row for row in rows[:first] if row.name != "maxpool"]
+    y = _draw_step(canvas, x, y, ", ".join(map(_layer, stem)), stem[-1].output)
+    for row in rows[len(stem) : first]:
+        y = _draw_step(canvas, x, y, _layer(row), row.output)
+    for path, block in blocks:
+        convs = [row for row in rows if row.name.startswith(f"{path}.conv")]
+        around = [row for row in rows if row.name.startswith(f"{path}.downsample")]
+        y = _draw_unit(canvas, x, y, block, convs, around)
+    for row in rows[first:]:
+        if not row.name.startswith("layer"):
+            y = _draw_step(canvas, x, y, _layer(row), row.output)
     changing = [path for path, block in blocks if block.residual and not block.downsample.is_identity]
     return canvas.picture(
-        f"The network, top to bottom: an image of {_shape(input_size)}, the stem, {len(blocks)} blocks, global average "
-        f"pooling, and a linear layer with {trace.rows[-1].output[0]} outputs. "
+        f"The network, top to bottom: an image of {shape_text(input_size)}, the stem, {len(blocks)} blocks, "
+        f"global average pooling, and a linear layer with {rows[-1].output[0]} outputs. "
         + (f"The shortcut changes shape in {', '.join(changing)}; the others are identities." if changing else "")
     )
 
@@ -157,7 +158,7 @@ def _draw_unit(canvas, x, y, block, convs, around):
 def _draw_step(canvas, x, y, label, shape, colour=None):
     y = canvas.arrow(x, y, y + 20)
     canvas.box(x, y, label, colour or INK, width=240, dashed=colour == PLAIN)
-    canvas.text(x + 132, y + 20, _shape(shape), anchor="start", family=MONO, size=11)
+    canvas.text(x + 132, y + 20, shape_text(shape), anchor="start", family=MONO, size=11)
     return y + BOX
 
 
@@ -185,20 +186,6 @@ def draw_norm_axes(n, c, size):
     return canvas.picture(
         f"A grid of {n} rows, the images, and {c} columns, the channels; each square is a map of {size[0]} by "
         f"{size[1]} values. One column is marked: its {n} maps, {values:,} values, share one mean and one variance."
-    )
-
-
-def _shape(shape):
-    return "×".join(map(str, shape))
-
-
-def _kernel(row):
-    return (
-        _layer(row)
-        if row.operation == "Conv2d"
-        else f"{row.kernel[0]}×{row.kernel[0]}, stride {row.stride[0]}"
-        if row.kernel
-        else ""
     )
 
 

@@ -50,8 +50,8 @@ class ShapeTrace(Table):
             [
                 row.name,
                 row.operation,
-                _times(row.input),
-                _times(row.output),
+                shape_text(row.input),
+                shape_text(row.output),
                 _window(row),
                 f"{row.parameters:,}",
                 f"{row.macs:,}",
@@ -63,7 +63,7 @@ class ShapeTrace(Table):
 
     def caption(self):
         return (
-            f"input {_times(self.input_size)}: {self.parameters:,} parameters, {self.macs:,} MACs and "
+            f"input {shape_text(self.input_size)}: {self.parameters:,} parameters, {self.macs:,} MACs and "
             f"{self.activation_bytes:,} bytes of outputs for one image"
         )
 
@@ -123,7 +123,8 @@ def trace_shapes(model, input_size):
     return trace
 
 
-def _times(shape):
+def shape_text(shape):
+    """Return a shape as it is read: "64×56×56"."""
     return "×".join(map(str, shape))
 
 
@@ -132,4 +133,4 @@ def _window(row):
 
 
 def _brief(pair):
-    return str(pair[0]) if pair[0] == pair[1] else _times(pair)
+    return str(pair[0]) if pair[0] == pair[1] else shape_text(pair)

@@ -1,9 +1,14 @@
-"""What several test files share: a fixed seed, and the comparison of two networks' states and gradients."""
+"""What test files share: the book's pages, a fixed seed, the comparison of two networks' states and gradients."""
+
+from pathlib import Path
 
 import pytest
 import resbook  # noqa: F401  before any test file imports torchvision
 import torch
+import yaml
 from hypothesis import settings
+
+ROOT = Path(__file__).parent.parent
 
 # The same examples in every run: a test that failed fails again. (pytest --hypothesis-profile=random draws new ones.)
 settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -12,6 +17,17 @@ settings.load_profile("fixed")
 
 # Most tensors here are small: a second thread gains little, and on a busy machine the two wait for each other.
 torch.set_num_threads(1)
+
+
+def toc_pages(entry):
+    """Return the pages of a table of contents, in its order."""
+    if isinstance(entry, list):
+        return [page for item in entry for page in toc_pages(item)]
+    own = [entry[key] for key in ("root", "file") if key in entry]
+    return own + [page for key in ("parts", "chapters", "sections") for page in toc_pages(entry.get(key, []))]
+
+
+BOOK_PAGES = toc_pages(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")))
 
 
 @pytest.fixture(autouse=True)

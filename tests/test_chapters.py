@@ -3,19 +3,15 @@
 import json
 import re
 import statistics
-from pathlib import Path
 
 import jupytext
 import pytest
-import yaml
+from conftest import BOOK_PAGES as PAGES
+from conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
-TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
-PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
 SOURCES = {page: (ROOT / f"{page}.md").read_text() for page in PAGES}
 CHAPTERS = [page for page in PAGES if "## Exercises" in SOURCES[page]]
 SKELETON = ["In this chapter", "What we measured", "Summary", "Exercises", "Further reading"]
-
 
 # What the chapters show to be different. Everything else that they compare is equal, or the book is wrong.
 DIFFERENT = {

@@ -8,11 +8,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-import yaml
 from browser import ADVICE, find_browser
+from conftest import BOOK_PAGES, ROOT
 from playwright.sync_api import sync_playwright
 
-ROOT = Path(__file__).parent.parent
 SITE = ROOT / "_build" / "html"
 FLAGS = "--disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
@@ -58,15 +57,7 @@ TOO_WIDE = """() => document.scrollingElement.scrollWidth > innerWidth
         .slice(0, 3).map(e => e.outerHTML.slice(0, 120)) : []"""
 
 
-def toc_pages(entry):
-    """Return the pages of a table of contents, in its order."""
-    if isinstance(entry, list):
-        return [page for item in entry for page in toc_pages(item)]
-    own = [entry[key] for key in ("root", "file") if key in entry]
-    return own + [page for key in ("parts", "chapters", "sections") for page in toc_pages(entry.get(key, []))]
-
-
-PAGES = [*toc_pages(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))), "genindex", "search"]
+PAGES = [*BOOK_PAGES, "genindex", "search"]
 
 
 @pytest.fixture(scope="session")

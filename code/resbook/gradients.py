@@ -11,6 +11,8 @@ from resbook.blocks import Block
 from resbook.shapes import trace_shapes
 from resbook.tables import Table
 
+NAN = torch.tensor(math.nan)
+
 
 class GradientRow(NamedTuple):
     """One block: its output x, the loss's gradient with respect to x, and with respect to the block's weights.
@@ -79,12 +81,7 @@ def trace_gradients(model, images, labels, blocks=None):
     """
     _check(model, images, labels)
     modules = dict(model.named_modules())
-    if isinstance(blocks, str):
-        raise TypeError(f"blocks must be a list of names of modules, got {blocks!r}")
-    names = _default_blocks(modules) if blocks is None else list(blocks)
-    for name in names:
-        if name not in modules:
-            raise ValueError(f"blocks must be names of modules, got {name!r}; there are {', '.join(modules)}")
+    names = _names(modules, blocks)
     weights = [_weights(modules[name]) for name in names]
     trained = [weight for group in weights for weight in group]
     if not trained:
@@ -116,9 +113,6 @@ def trace_gradients(model, images, labels, blocks=None):
     return GradientTrace([GradientRow(n, *values[3 * i : 3 * i + 3]) for i, n in enumerate(names)], loss, device)
 
 
-NAN = torch.tensor(math.nan)
-
-
 def _watcher(measured, name):
     """Return a forward hook that notes the size of the output now, and of its gradient when the backward pass comes."""
 
@@ -140,6 +134,17 @@ def _norm(tensor):
 def _weights(module):
     layers = [m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     return [layer.weight for layer in layers if layer.weight.requires_grad]
+
+
+def _names(modules, blocks):
+    """Return the names of the chosen blocks, once they are known to be modules."""
+    if isinstance(blocks, str):
+        raise TypeError(f"blocks must be a list of names of modules, got {blocks!r}")
+    names = _default_blocks(modules) if blocks is None else list(blocks)
+    for name in names:
+        if name not in modules:
+            raise ValueError(f"blocks must be names of modules, got {name!r}; there are {', '.join(modules)}")
+    return names
 
 
 def _default_blocks(modules):

@@ -17,10 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from resbook.tracing_rules import BATCH, RULES
 
-# Functions that ask for what is known: attributes, and the values of what does not come of the image.
-ASKS_ABOUT = frozenset(
-    {"__get__", "dim", "size", "numel", "is_floating_point", "item", "__float__", "__int__", "__bool__"}
-)
+# Functions that return what is known without a value: attributes, mostly. Answered at once, as they are many.
+ASKS_ABOUT = frozenset({"__get__", "dim", "size", "numel", "is_floating_point"})
 
 # Other functions whose output sees, at each position, what the inputs see there.
 POSITIONWISE = frozenset(

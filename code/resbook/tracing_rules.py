@@ -28,7 +28,7 @@ def _conv2d(tracer, x, weight, bias=None, stride=1, padding=0, dilation=1, group
         padding = _each(lambda n: n // 2, (extra,))
     padding = _pair(0 if padding == "valid" else padding)
     size = _each(conv_output_size, (size, kernel, stride, padding, dilation))
-    output = torch.empty((n, out_channels, *size), dtype=x.dtype, device="meta")
+    output = _valueless(x, (n, out_channels, *size))
     field = tracer.field(x)
     tracer.follow(output, field and field.grow(kernel, stride, dilation))
     macs = conv_macs(channels, out_channels, kernel, size, groups) * n // BATCH  # windows may be stacked on axis 0
@@ -38,14 +38,14 @@ def _conv2d(tracer, x, weight, bias=None, stride=1, padding=0, dilation=1, group
 def _linear(tracer, x, weight, bias=None):
     if x.shape[-1] != weight.shape[1]:
         return None
-    output = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device="meta")
+    output = _valueless(x, (*x.shape[:-1], weight.shape[0]))
     field = tracer.field(x)
     tracer.follow(output, field and field.merge())
     return output, output.numel() // BATCH * weight.shape[1], None
 
 
 def _same(tracer, x):
-    return tracer.follow(torch.empty(x.shape, dtype=x.dtype, device="meta"), tracer.field(x)), 0, None
+    return tracer.follow(_valueless(x, x.shape), tracer.field(x)), 0, None
 
 
 def _relu(tracer, x, inplace=False):
@@ -61,8 +61,7 @@ def _batch_norm(tracer, x, mean, var, weight=None, *args, **kwargs):
 def _add(tracer, x, other, *args, **kwargs):
     if not isinstance(other, torch.Tensor) or other.shape != x.shape or id(other) not in tracer.fields:
         return None
-    output = torch.empty(x.shape, dtype=x.dtype, device="meta")
-    return tracer.follow(output, tracer.join([x, other])), 0, None
+    return tracer.follow(_valueless(x, x.shape), tracer.join([x, other])), 0, None
 
 
 def _add_in_place(tracer, x, other, *args, **kwargs):
@@ -91,10 +90,8 @@ def _adaptive_avg_pool2d(tracer, x, output_size):
     output = F.adaptive_avg_pool2d(x, output_size)
     sizes = list(zip(x.shape[2:], output.shape[2:], strict=True))
     field = tracer.field(x)
-    if any(
-        n % m for n, m in sizes
-    ):  # its windows overlap, and differ in size: no single step leads from one to the next
-        field = None
+    if any(n % m for n, m in sizes):
+        field = None  # the windows overlap and differ in size, and no single step leads from one to the next
     kernel = tuple(n // m for n, m in sizes)
     stride = tuple(n // m if m > 1 else 1 for n, m in sizes)
     tracer.follow(output, field and field.grow(kernel, stride))
@@ -112,14 +109,20 @@ def _mean(tracer, x, dim=None, keepdim=False, **kwargs):
 
 def _getitem(tracer, x, index):
     output = x[index]
-    field = tracer.field(x)
-    steps = [i.step or 1 for i in index if i in (slice(None), slice(None, None, i.step))] if _slices(index) else []
-    tracer.follow(output, field.grow((1, 1), tuple(steps[2:])) if field and len(steps) == 4 else None)
+    field, steps = tracer.field(x), _steps(index)
+    tracer.follow(output, field.grow((1, 1), steps[2:]) if field and len(steps) == 4 else None)
     return output, 0, None
 
 
-def _slices(index):
-    return isinstance(index, tuple) and all(isinstance(i, slice) for i in index)
+def _steps(index):
+    """Return the steps of an index made of whole axes, such as ``[:, :, ::2, ::2]``; nothing for any other."""
+    if not isinstance(index, tuple) or not all(isinstance(i, slice) and i == slice(None, None, i.step) for i in index):
+        return ()
+    return tuple(i.step or 1 for i in index)
+
+
+def _valueless(x, shape):
+    return torch.empty(shape, dtype=x.dtype, device="meta")
 
 
 def _each(function, pairs):

@@ -1,0 +1,3 @@
+"""Explorers: interactive figures that work in a page without a kernel, and compute anew where there is one."""
+
+from resbook.widgets.shapes import ShapeExplorer

@@ -4,7 +4,9 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+from docutils import nodes
 from markupsafe import Markup
+from sphinx.util.docutils import ReferenceRole
 from sphinx.util.fileutil import copy_asset
 
 TEMPLATES = str(Path(__file__).parent / "templates")
@@ -24,7 +26,19 @@ MATHJAX_FILES = [
 DEAD_WEIGHT = re.compile(r"<script[^>]*/fontawesome/[^>]*></script>|<link[^>]*preload[^>]*/webfonts/[^>]*>")
 
 
+# The explorers carry their own module and state: what ipywidgets needs besides would be asked of a server.
+WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+
+
+class Preset(ReferenceRole):
+    """A link that opens an explorer of the same page in one of its presets: {preset}`text <gradients-vanishing>`."""
+
+    def run(self):
+        return [nodes.reference(self.rawtext, self.title, refuri=f"#{self.target}", classes=["preset"])], []
+
+
 def configure(app, config):
+    config.nb_ipywidgets_js = {}
     config.templates_path.append(TEMPLATES)
     config.mathjax_path = "mathjax/startup.js"
     config.mathjax3_config = {"loader": {"load": MATHJAX_PARTS}}
@@ -34,11 +48,12 @@ def configure(app, config):
 
 
 def lighten_page(app, pagename, templatename, context, doctree):
-    """Leave out Thebe (not used, and declared twice: an error on every page) and what is there a second time."""
+    """Leave out Thebe (declared twice: an error on every page), widgets' states, and what is there a second time."""
     scripts = {}
     for script in context["script_files"]:
         body = script.attributes.get("body") or ""
-        if "THEBE_JS_URL" not in body and "sphinx-thebe" not in str(script.filename):
+        wanted = "THEBE_JS_URL" not in body and script.attributes.get("type") != WIDGET_STATE
+        if wanted and "sphinx-thebe" not in str(script.filename):
             scripts.setdefault((script.filename, body), script)
     context["script_files"] = list(scripts.values())
     styles = context["css_files"]
@@ -56,6 +71,7 @@ def copy_mathjax(app, failure):
 
 
 def setup(app):
+    app.add_role("preset", Preset())
     app.connect("config-inited", configure)
     app.connect("html-page-context", lighten_page, priority=900)
     app.connect("build-finished", copy_mathjax)

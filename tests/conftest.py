@@ -1,12 +1,15 @@
-"""What test files share: the book's pages, a fixed seed, the comparison of two networks' states and gradients."""
+"""What test files share: the book's pages, a browser, a fixed seed, the comparison of two networks."""
 
+import os
 from pathlib import Path
 
 import pytest
 import resbook  # noqa: F401  before any test file imports torchvision
 import torch
 import yaml
+from browser import ADVICE, find_browser
 from hypothesis import settings
+from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,6 +31,20 @@ def toc_pages(entry):
 
 
 BOOK_PAGES = toc_pages(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")))
+
+
+FLAGS = "--disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    path = find_browser()
+    if path is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(ADVICE)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(autouse=True)

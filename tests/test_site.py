@@ -8,12 +8,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from browser import ADVICE, find_browser
 from conftest import BOOK_PAGES, ROOT
-from playwright.sync_api import sync_playwright
 
 SITE = ROOT / "_build" / "html"
-FLAGS = "--disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 BUDGET = 700_000  # bytes of a page and all it loads, compressed as a web server would
 COMPRESSED = {".woff", ".woff2", ".png", ".jpg", ".jpeg"}
@@ -58,17 +55,6 @@ TOO_WIDE = """() => document.scrollingElement.scrollWidth > innerWidth
 
 
 PAGES = [*BOOK_PAGES, "genindex", "search"]
-
-
-@pytest.fixture(scope="session")
-def browser():
-    path = find_browser()
-    if path is None:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(ADVICE)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
-        yield browser
-        browser.close()
 
 
 def problems_of(browser, path, scheme="light"):

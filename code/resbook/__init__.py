@@ -9,6 +9,7 @@ from resbook.batchnorm import BatchNorm2d
 from resbook.blocks import BasicBlock, Block, Bottleneck, Shortcut
 from resbook.device import default_device
 from resbook.gradients import GradientTrace, trace_gradients
+from resbook.initialization import initialize
 from resbook.networks import ResNet, cifar_resnet, resnet18, resnet34, resnet50, resnet101, resnet152
 from resbook.shapes import ShapeError, ShapeTrace, trace_shapes
 from resbook.source import show_source

@@ -39,7 +39,9 @@ def by_hand(model, names, images, labels):
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("options", [{}, {"residual": False}, {"preactivation": True}, {"norm": nn.Identity}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"residual": False}, {"order": "preactivation"}, {"norm": nn.Identity}], ids=str
+)
 def test_equals_plain_autograd(options, training):
     """The same values, summed in another order in float64: to 1e-12."""
     model, (images, labels) = cifar_resnet(8, **options).train(training), batch()

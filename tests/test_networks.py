@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from conftest import assert_states_equal, gradients_of, randomize_
-from resbook import BasicBlock, BatchNorm2d, ResNet, cifar_resnet, resnet18, resnet34
+from resbook import BasicBlock, BatchNorm2d, Bottleneck, ResNet, cifar_resnet, resnet18, resnet34
+from resbook.blocks import ORDERS
 from torch import nn
 from torchvision.models import WeightsEnum
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -151,7 +152,7 @@ def test_plain_and_residual_start_from_the_same_weights():
 )
 def test_preactivation_networks(build, size, channels):
     """The stem normalises before the first block, and one more normalisation comes after the last."""
-    network = build(num_classes=7, preactivation=True)
+    network = build(num_classes=7, order="preactivation")
     assert network.bn_last.num_features == channels
     assert isinstance(network.layer1[0].bn1, nn.Identity)
     images = torch.randn(2, 3, size, size)
@@ -163,6 +164,36 @@ def test_preactivation_networks(build, size, channels):
     network.bn_last.register_forward_hook(lambda module, inputs, output: seen.append(output))
     logits = network(images)
     assert torch.equal(logits, network.fc(network.avgpool(seen[0].relu()).flatten(1)))
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+@pytest.mark.parametrize("order", ORDERS)
+def test_networks_of_every_order(block, order):
+    """Plain and residual from the same weights; a pre-activation network activates once more after its last block."""
+    networks = []
+    for residual in (False, True):
+        torch.manual_seed(3)
+        options = {"widths": (8, 16), "stem": "cifar", "shortcut": "A", "residual": residual, "order": order}
+        networks.append(ResNet(block, (2, 2), 5, **options))
+    assert_states_equal(*(network.state_dict() for network in networks))
+    for network in networks:
+        outputs = []
+        network.layer2.register_forward_hook(lambda module, inputs, output, outputs=outputs: outputs.append(output))
+        logits = network(torch.randn(3, 3, 12, 12))
+        x = network.bn_last(outputs[0]) if order == "preactivation" else outputs[0]
+        x = x.relu() if order in ("preactivation", "relu-only-preactivation") else x
+        assert torch.equal(logits, network.fc(network.avgpool(x).flatten(1)))
+        logits.square().sum().backward()
+        assert all(p.grad is not None and p.grad.any() for p in network.parameters())
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_torchvisions_names_in_every_order(order):
+    """The same modules in all; with "preactivation", the first block's first normalisation is after the last block."""
+    ours = {name.rsplit(".", 1)[0] for name in cifar_resnet(8, order=order).state_dict()}
+    original = {name.rsplit(".", 1)[0] for name in cifar_resnet(8).state_dict()}
+    changes = {"bn_last", "layer1.0.bn1"} if order == "preactivation" else set()
+    assert ours ^ original == changes
 
 
 def test_zero_init_makes_every_block_its_shortcut():
@@ -223,7 +254,7 @@ def test_weights_that_cannot_be_fetched(monkeypatch, tmp_path):
         ({"weights": "DEFAULT", "num_classes": 6}, "do not fit num_classes=6"),
         ({"weights": "DEFAULT", "residual": False}, "do not fit residual=False"),
         ({"weights": "DEFAULT", "shortcut": "A"}, "do not fit shortcut='A'"),
-        ({"weights": "DEFAULT", "preactivation": True}, "do not fit preactivation=True"),
+        ({"weights": "DEFAULT", "order": "preactivation"}, "do not fit order='preactivation'"),
         ({"weights": "DEFAULT", "in_channels": 1}, "do not fit in_channels=1"),
         ({"weights": "DEFAULT", "norm": nn.Identity}, "do not fit norm="),
     ],
@@ -250,6 +281,14 @@ def test_weights_that_do_not_fit(monkeypatch, options, message):
         (lambda: resnet18("6"), TypeError, "num_classes must be an integer of at least 1, got '6'"),
         (lambda: resnet18(in_channels=0), ValueError, "in_channels must be at least 1, got 0"),
         (lambda: resnet18(shortcut="D"), ValueError, 'shortcut must be "A", "B" or "C", got \'D\''),
+        (lambda: resnet18(order="pre"), ValueError, "order must be one of 'original', 'norm-after-addition', "),
+        (lambda: resnet18(order=None), ValueError, "'relu-only-preactivation', 'preactivation', got None"),
+        (lambda: resnet18(preactivation=True), TypeError, "preactivation"),
+        (
+            lambda: cifar_resnet(8, order="relu-before-addition", zero_init=True),
+            ValueError,
+            'zero_init must be False with order="relu-before-addition", got True',
+        ),
         (lambda: ResNet(BasicBlock, (1,), stem="mnist"), ValueError, "stem must be one of 'imagenet', 'cifar', got"),
         (lambda: ResNet(BasicBlock, (1,) * 5), ValueError, "layers must have 1 to 4 counts, at most as many as widths"),
         (

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import pytest
 import resbook
 from resbook import BasicBlock, Bottleneck, Shortcut, cifar_resnet, conv_output_size, show_source, trace_shapes
+from resbook.blocks import ORDERS
 from resbook.drawings import draw_block, draw_network, draw_norm_axes, draw_units
 from resbook.pictures import OKABE_ITO, Picture, line_style, new_figure, picture_of
 from torch import nn
@@ -23,8 +24,11 @@ BLOCKS = {
     "projection": lambda: BasicBlock(64, 128, 2),
     "option A": lambda: BasicBlock(64, 128, 2, shortcut="A"),
     "plain, stride 2": lambda: BasicBlock(64, 128, 2, residual=False),
-    "pre-activation": lambda: BasicBlock(64, 64, preactivation=True),
-    "pre-activation, projection": lambda: BasicBlock(64, 128, 2, preactivation=True),
+    "pre-activation": lambda: BasicBlock(64, 64, order="preactivation"),
+    "pre-activation, projection": lambda: BasicBlock(64, 128, 2, order="preactivation"),
+    "normalisation after the addition": lambda: BasicBlock(64, 64, order="norm-after-addition"),
+    "ReLU before the addition, projection": lambda: BasicBlock(64, 128, 2, order="relu-before-addition"),
+    "pre-activation by ReLU, option A": lambda: BasicBlock(64, 128, 2, order="relu-only-preactivation", shortcut="A"),
     "without normalisation": lambda: BasicBlock(64, 64, norm=nn.Identity),
     "bottleneck": lambda: Bottleneck(64, 16),
     "bottleneck, projection": lambda: Bottleneck(64, 64, 2),
@@ -148,6 +152,34 @@ def test_a_block_is_drawn_with_its_layers_and_shapes(make):
     assert ("There is no shortcut." in picture.alt) == (not block.residual)
 
 
+FIGURE = {  # He et al. 2016b, Fig. 4 (a) to (e), and "<" where a shortcut that is no identity leaves
+    "original": "< conv norm ReLU conv norm + ReLU",
+    "norm-after-addition": "< conv norm ReLU conv + norm ReLU",
+    "relu-before-addition": "< conv norm ReLU conv norm ReLU +",
+    "relu-only-preactivation": "ReLU < conv norm ReLU conv norm +",
+    "preactivation": "norm ReLU < conv norm ReLU conv +",
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("channels", "stride"), [(64, 1), (128, 2)])
+def test_orders_are_drawn_as_in_the_figure(order, channels, stride):
+    expected = [{"conv": "conv 3×3", "norm": "batch norm"}.get(step, step) for step in FIGURE[order].split()]
+    if stride == 1:  # the identity leaves at the front
+        expected = ["<", *(step for step in expected if step != "<")]
+    else:
+        expected[expected.index("conv 3×3")] = "conv 3×3, stride 2"
+    picture = draw_block(BasicBlock(64, channels, stride, order=order), (64, 8, 8))
+    # From top to bottom, what stands in the block's own column.
+    labels = re.findall(r'y="([\d.]+)"[^>]*fill="#000000"[^>]*"inherit">([^<]+)', picture.svg)
+    start, end = re.search(r'd="M \S+ (\S+) L \S+ \S+ L \S+ \S+ L \S+ (\S+)"', picture.svg).groups()
+    assert f'cy="{end}"' in picture.svg
+    column = sorted([(float(y), label) for y, label in labels] + [(float(start), "<"), (float(end), "+")])
+    assert [label for _, label in column] == expected
+    assert ("The shortcut on the left, which leaves after the first ReLU: " in picture.alt) == (expected[0] != "<")
+    assert f": {', '.join(step for step in expected if step != '<').replace('+', 'add')}. The" in picture.alt
+
+
 def test_different_blocks_are_drawn_and_described_differently():
     pictures = [draw_block(make(), (64, 8, 8)) for make in BLOCKS.values()]
     assert len({picture.svg for picture in pictures}) == len({picture.alt for picture in pictures}) == len(BLOCKS)
@@ -225,5 +257,12 @@ def test_a_network_is_drawn_with_the_normalisations_it_has():
         return re.findall(r"<text[^>]*>([^<]*)", draw_network(cifar_resnet(8, **options), (3, 32, 32)).svg)
 
     assert "conv 3×3, batch norm, ReLU" in labels() and "conv 3×3, ReLU" in labels(norm=nn.Identity)
-    after_the_blocks = labels(preactivation=True)
-    assert after_the_blocks.index("batch norm") < after_the_blocks.index("global average pool")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_network_is_drawn_with_what_follows_its_last_block(order):
+    picture = draw_network(cifar_resnet(8, order=order), (3, 32, 32))
+    head = {"relu-only-preactivation": ["ReLU"], "preactivation": ["batch norm", "ReLU"]}.get(order, [])
+    head.append("global average pool")
+    assert [text for text in texts(picture) if text in ("batch norm", "ReLU", "global average pool")] == head
+    assert f"3 blocks, {', '.join(head)}, and a linear layer" in picture.alt

@@ -60,15 +60,15 @@ def draw_block(block, input_size):
             y = _draw_layer(canvas, x, canvas.arrow(x, y, y + GAP), row, PLAIN if not block.residual else INK)
     canvas.arrow(x, y, y + GAP)
     canvas.text(x, y + GAP + 16, shape_text(rows[-1].output), family=MONO, weight="bold")
-    return canvas.picture(_describe(block, input_size, through, around))
+    return canvas.picture(_describe(block, input_size, through, around, split))
 
 
 def _split_and_join(block, through):
     """Return before which row of the branch the shortcut leaves, and at which it is added; None without one."""
     if not block.residual:
         return None, None
-    shared = block.preactivation and not block.downsample.is_identity
-    split = next(i for i, row in enumerate(through) if row.name == "conv1") if shared else 0
+    # An identity leaves at the very front. Other shortcuts start as the branch does, from what its convolution gets.
+    split = 0 if block.downsample.is_identity else next(i for i, row in enumerate(through) if row.name == "conv1")
     return split, next(i for i, row in enumerate(through) if row.operation == "add")
 
 
@@ -104,10 +104,11 @@ def _layer(row):
     return LAYERS.get(row.operation, row.operation)
 
 
-def _describe(block, input_size, through, around):
+def _describe(block, input_size, through, around, split):
     layers = ", ".join(_layer(row) for row in through)
     path = ", ".join(map(_layer, around)) or "identity"
-    shortcut = f" The shortcut on the left: {path}." if block.residual else " There is no shortcut."
+    leaves = f", which leaves after the first {_layer(through[split - 1])}" if split else ""
+    shortcut = f" The shortcut on the left{leaves}: {path}." if block.residual else " There is no shortcut."
     kind = f"{'A residual' if block.residual else 'A plain'} {type(block).__name__}"
     return f"{kind} from {shape_text(input_size)} to {shape_text(through[-1].output)}: {layers}.{shortcut}"
 
@@ -132,13 +133,13 @@ def draw_network(model, input_size):
         convs = [row for row in rows if row.name.startswith(f"{path}.conv")]
         around = [row for row in rows if row.name.startswith(f"{path}.downsample")]
         y = _draw_unit(canvas, x, y, block, convs, around)
-    for row in rows[first:]:
-        if not row.name.startswith("layer"):
-            y = _draw_step(canvas, x, y, _layer(row), row.output)
+    head = [row for row in rows[first:] if not row.name.startswith("layer")]
+    for row in head:
+        y = _draw_step(canvas, x, y, _layer(row), row.output)
     changing = [path for path, block in blocks if block.residual and not block.downsample.is_identity]
     return canvas.picture(
         f"The network, top to bottom: an image of {shape_text(input_size)}, the stem, {len(blocks)} blocks, "
-        f"global average pooling, and a linear layer with {rows[-1].output[0]} outputs. "
+        f"{', '.join(map(_layer, head[:-1]))}, and a linear layer with {rows[-1].output[0]} outputs. "
         + (f"The shortcut changes shape in {', '.join(changing)}; the others are identities." if changing else "")
     )
 

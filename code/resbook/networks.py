@@ -17,8 +17,10 @@ class ResNet(nn.Module):
     ``state_dict`` of ``torchvision.models.resnet*`` fits, and the same random seed gives the same initial weights.
     Convolutions start with He's normal initialisation over ``fan_out``, as in torchvision.
 
-    A pre-activation network normalises and activates once before its first block, which therefore has no
-    normalisation of its own at the front, and once more after its last (He et al. 2016b, appendix).
+    A pre-activation network activates once before its first block and once more after its last (He et al. 2016b,
+    appendix). With ``order="preactivation"`` that is a normalisation and a ReLU, and the first block has no
+    normalisation of its own at the front; with "relu-only-preactivation" a ReLU alone follows the last addition. With
+    the other orders nothing stands between the last block and the pooling.
 
     Args:
         block: :class:`BasicBlock` or :class:`Bottleneck`.
@@ -28,7 +30,7 @@ class ResNet(nn.Module):
         stem: "imagenet" (7x7 convolution of stride 2, 3x3 max-pooling of stride 2) or "cifar" (one 3x3
             convolution). Default "imagenet".
         in_channels: channels of the images. Default 3.
-        **options: residual, shortcut, preactivation, norm, zero_init of the :class:`Block`.
+        **options: residual, shortcut, order, norm, zero_init of the :class:`Block`.
 
     Shape:
         images ``(N, in_channels, H, W)`` to logits ``(N, num_classes)``.
@@ -56,7 +58,7 @@ class ResNet(nn.Module):
         norm = options.get("norm", nn.BatchNorm2d)
         check_norm(norm)
         super().__init__()
-        self.in_channels, self.preactivation = in_channels, options.get("preactivation", False)
+        self.in_channels, self.order = in_channels, options.get("order", "original")
         kernel, stride = STEMS[stem]
         self.conv1 = convolution(in_channels, widths[0], kernel, stride, norm)
         self.bn1 = norm(widths[0])
@@ -70,7 +72,7 @@ class ResNet(nn.Module):
                 blocks.append(block(channels, width, stride=2 if i > 0 and j == 0 else 1, **options))
                 channels = block.expansion * width
             self.add_module(stage, nn.Sequential(*blocks))
-        if self.preactivation:
+        if self.order == "preactivation":
             # The stem has normalised and activated already, and relu(relu(x)) is relu(x).
             self.layer1[0].bn1 = nn.Identity()
             self.bn_last = norm(channels)
@@ -94,8 +96,10 @@ class ResNet(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for stage in self.stages:
             x = getattr(self, stage)(x)
-        if self.preactivation:
+        if self.order == "preactivation":
             x = self.relu(self.bn_last(x))
+        elif self.order == "relu-only-preactivation":
+            x = self.relu(x)
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
@@ -112,7 +116,7 @@ def resnet18(num_classes=1000, *, weights=None, **options):
         num_classes: number of outputs. Default 1000.
         weights: None for random ones, or the name of weights that torchvision has for this network, such as
             "IMAGENET1K_V1" or "DEFAULT"; they are downloaded once and then kept by ``torch.hub``. Default None.
-        **options: in_channels of :class:`ResNet`; residual, shortcut ("B"), preactivation, norm, zero_init of the
+        **options: in_channels of :class:`ResNet`; residual, shortcut ("B"), order, norm, zero_init of the
             :class:`Block`.
 
     Returns:
@@ -156,7 +160,7 @@ def cifar_resnet(depth, num_classes=10, *, shortcut="A", **options):
         depth: layers with weights, 6n + 2. The paper has 20, 32, 44, 56, 110 and 1202.
         num_classes: number of outputs. Default 10.
         shortcut: "A", "B" or "C". Default "A".
-        **options: widths and in_channels of :class:`ResNet`; residual, preactivation, norm, zero_init of the
+        **options: widths and in_channels of :class:`ResNet`; residual, order, norm, zero_init of the
             :class:`Block`.
 
     Raises:
@@ -187,7 +191,7 @@ def _find_weights(name, weights, num_classes, options):
     network, _, key = str(weights).rpartition(".")
     if key not in known.__members__ or network not in ("", known.__name__):
         raise ValueError(f"weights of {name} must be one of {', '.join(known.__members__)}, got {weights!r}")
-    needed = {"residual": True, "shortcut": "B", "preactivation": False, "in_channels": 3, "stem": "imagenet"}
+    needed = {"residual": True, "shortcut": "B", "order": "original", "in_channels": 3, "stem": "imagenet"}
     needed["widths"] = (64, 128, 256, 512)
     wrong = {k: v for k, v in options.items() if needed.get(k, v) != v}
     norm = options.get("norm", nn.BatchNorm2d)

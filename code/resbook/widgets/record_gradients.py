@@ -1,65 +1,42 @@
-"""Record the gradients and activations of 180 CIFAR networks at initialisation: -m resbook.widgets.record_gradients.
+"""Record the grid of gradients on CIFAR-10's images: python -m resbook.widgets.record_gradients IMAGE_FOLDER.
 
-The record, ``gradient_grid.json`` beside this file, holds for every configuration and block the median, the least and
-the greatest of five seeds. Its ``data`` is one base64 string of unsigned 16-bit integers, least significant byte first:
-for each configuration (``axes``, the last one varies fastest), each of ``quantities`` and each of ``statistics``, one
-code per block, from the input to the output; a network of depth d has (d - 2) / 2 blocks. A code is
-``round(1000 * (log10(value) + 50))``; 0 stands for exactly zero, 65535 for infinity or NaN.
+It replaces ``gradient_grid.json``, whose form :mod:`resbook.widgets.gradient_grid` describes.
 """
 
 import argparse
 import base64
 import datetime
 import hashlib
-import itertools
 import json
 import math
 import os
 import struct
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
-from resbook.gradients import trace_gradients
-from resbook.initialization import SCHEMES, initialize
-from resbook.networks import cifar_resnet
+from resbook.widgets.gradient_grid import (  # noqa: F401  also found here
+    AXES,
+    GRID,
+    KINDS,
+    NORMS,
+    NOT_FINITE,
+    QUANTITIES,
+    STATISTICS,
+    Settings,
+    configurations,
+    decode,
+    encode,
+    measure,
+    read_codes,
+)
 
-NORMS = {"none": nn.Identity, "batch": nn.BatchNorm2d}
-KINDS = {"plain": {"residual": False}, "residual": {}, "zero-init": {"zero_init": True}}
-AXES = {
-    "depth": (20, 32, 44, 56, 110),
-    "norm": tuple(NORMS),
-    "init": tuple(SCHEMES),
-    "order": ("original", "preactivation"),
-    "kind": tuple(KINDS),
-}
-QUANTITIES = ("gradient", "activation")
-STATISTICS = ("median", "least", "greatest")
 SEEDS = range(5)
 BATCH = 32
 CLASSES = 10
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images, as commonly rounded
-NOT_FINITE = 65535
-GRID = Path(__file__).with_name("gradient_grid.json")
-
-
-class Settings(NamedTuple):
-    """One configuration: a value of each axis in ``AXES``; ``measure`` takes any depth that ``cifar_resnet`` takes."""
-
-    depth: int
-    norm: str
-    init: str
-    order: str
-    kind: str
-
-
-def configurations():
-    """Return the :class:`Settings` of the grid in the record's order."""
-    return [Settings(*values) for values in itertools.product(*AXES.values())]
 
 
 def load_batch(folder, seed):
@@ -111,53 +88,6 @@ def _read(file):
         return np.array(image.convert("RGB"))
 
 
-def measure(settings, seed, images, labels):
-    """Trace one network of the grid, in training mode on the CPU, at its initialisation from a seed.
-
-    The random numbers are those of ``torch.manual_seed(seed)``, then ``cifar_resnet``, then ``initialize``; PyTorch's
-    generator is left where that leaves it.
-
-    Args:
-        settings: a :class:`Settings`, or its five values in that order.
-        seed: for ``torch.manual_seed``.
-        images: float32 ``(N, 3, H, W)``.
-        labels: int64 ``(N,)``, 0 to 9.
-
-    Returns:
-        A :class:`~resbook.gradients.GradientTrace` with one row per block.
-
-    Raises:
-        ValueError: a setting is unknown, or images and labels do not fit, see ``trace_gradients``.
-    """
-    depth, norm, init, order, kind = settings
-    for name, value, known in (("norm", norm, NORMS), ("kind", kind, KINDS)):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
-    torch.manual_seed(seed)
-    model = cifar_resnet(depth, norm=NORMS[norm], order=order, **KINDS[kind])
-    initialize(model, init)
-    return trace_gradients(model, images, labels)
-
-
-def encode(value):
-    """Return a value's code, see the module; ValueError if it is negative, or too small or too large for a code."""
-    if not math.isfinite(value):
-        return NOT_FINITE
-    if value == 0:
-        return 0
-    code = round(1000 * (math.log10(value) + 50)) if value > 0 else 0
-    if not 0 < code < NOT_FINITE:
-        raise ValueError(f"value must be 0, or from 1e-49.999 to 1e+15.534, got {value!r}")
-    return code
-
-
-def decode(code):
-    """Return the value that a code stands for: within 0.12 % of what was encoded, NaN for infinity."""
-    if code in (0, NOT_FINITE):
-        return math.nan if code else 0.0
-    return 10 ** (code / 1000 - 50)
-
-
 def summarize(traces):
     """Return the codes of one configuration, from its traces over the seeds (an odd number), in the record's order."""
     codes = []
@@ -165,20 +95,6 @@ def summarize(traces):
         blocks = zip(*(trace.column(quantity) for trace in traces), strict=True)
         ranked = [sorted(values, key=lambda value: (math.isnan(value), value)) for values in blocks]
         codes += [encode(values[place]) for place in (len(traces) // 2, 0, -1) for values in ranked]
-    return codes
-
-
-def read_codes(record):
-    """Return what ``record``, the parsed JSON, holds: ``codes[settings][quantity][statistic]``, a list over blocks."""
-    data = base64.b64decode(record["data"])
-    stream = iter(struct.unpack(f"<{len(data) // 2}H", data))
-    codes = {}
-    for settings in itertools.starmap(Settings, itertools.product(*record["axes"].values())):
-        blocks = (settings.depth - 2) // 2
-        codes[settings] = {
-            quantity: {name: list(itertools.islice(stream, blocks)) for name in record["statistics"]}
-            for quantity in record["quantities"]
-        }
     return codes
 
 
@@ -210,6 +126,8 @@ def describe(folder, codes):
         f"the official files; seed s has the {BATCH} with file numbers {BATCH} s to {BATCH} s + {BATCH - 1}",
         "images_sha256": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
         "normalised": f"scaled to [0, 1], less {MEAN}, divided by {STD}: CIFAR-10's usual channel mean and deviation",
+        "data": "base64 of 16-bit codes, low byte first: round(1000 (log10(value) + 50)), 0 for zero, 65535 for inf "
+        "or NaN; by configuration (last axis fastest), quantity, statistic over the seeds, block from the input",
         "seeds": list(SEEDS),
         "batch": BATCH,
         "torch": torch.__version__,

@@ -38,7 +38,7 @@ book: .venv/installed _build/sources
 	@touch _build/complete
 	@echo "The book is built. Open $(CURDIR)/$(SITE)/index.html"
 
-test: book
+test: book .venv-colab/installed
 	$(BIN)/python tests/browser.py
 	$(BIN)/ruff check .
 	$(BIN)/pytest
@@ -50,13 +50,22 @@ serve: book
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory $(SITE)
 
 clean:
-	rm -rf .venv _build .pytest_cache .ruff_cache .hypothesis code/*.egg-info
+	rm -rf .venv .venv-colab _build .pytest_cache .ruff_cache .hypothesis code/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: $(PINS) | check-python
 	$(HAS_PIP) || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt || \
 	  $(call fail,What the book needs could not be installed: see ERROR above. Is there a network?)
+	@touch $@
+
+# Colab's versions of what shows a notebook, each in front of the one in .venv; everything else is found there.
+.venv-colab/installed: tests/colab.txt .venv/installed
+	rm -rf .venv-colab
+	$(BIN)/python -m venv .venv-colab
+	.venv-colab/bin/python -m pip install --disable-pip-version-check -q -r tests/colab.txt
+	where='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  $(BIN)/python -c "$$where" > "$$(.venv-colab/bin/python -c "$$where")/book.pth"
 	@touch $@
 
 check-python:

@@ -190,6 +190,29 @@ def draw_norm_axes(n, c, size):
     )
 
 
+def draw_tensors(trace, alt):
+    """Draw the image and what each step puts out from the side: as high as the map, as thick as the channels.
+
+    Normalisations, ReLUs and additions, which change no shape, are left out, and so are the shortcuts.
+
+    Args:
+        trace: a :class:`ShapeTrace` of an image (C, H, W).
+        alt: what it shows, in words.
+    """
+    canvas, gap, high = _Canvas(), 3, 120
+    rows = [row for row in trace if row.operation not in ("BatchNorm2d", "ReLU", "add")]
+    shapes = [trace.input_size, *(row.output for row in rows if "downsample" not in row.name)]
+    scale = high / max(shape[-1] for shape in shapes if len(shape) == 3)
+    thickness = (640 - gap * len(shapes)) / sum(shape[0] for shape in shapes)
+    x = 0
+    for i, shape in enumerate(shapes):
+        side = shape[-1] if len(shape) == 3 else 1
+        width = max(1.5, shape[0] * thickness)
+        canvas.bar(x, (high - side * scale) / 2, width, max(1.5, side * scale), RESIDUAL if i else GREEN)
+        x += width + gap
+    return canvas.picture(alt)
+
+
 class _Canvas:
     """Collects SVG elements and the space they take."""
 
@@ -225,6 +248,13 @@ class _Canvas:
         opacity = 1 if fill else 0.16
         self.parts.append(
             f'<rect x="{x:g}" y="{y:g}" width="{side}" height="{side}" fill="{colour}" opacity="{opacity}"/>'
+        )
+
+    def bar(self, x, y, width, height, colour):
+        self.reach((x, y), (x + width, y + height))
+        self.parts.append(
+            f'<rect x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}" fill="{colour}" '
+            f'fill-opacity="0.35" stroke="{colour}"/>'
         )
 
     def path(self, points, colour, *, arrow=False):

@@ -83,7 +83,7 @@ class ResNet(nn.Module):
     def initialize(self):
         """Draw the convolutions' weights: normal, mean 0, variance ``2 / fan_out`` (He et al. 2015, section 2.2)."""
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # there, nothing would be drawn, slowly
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)

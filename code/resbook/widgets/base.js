@@ -3,6 +3,7 @@
 //   show({ settings, local, width, answer }) -> what is to be seen for these settings:
 //     picture  an SVG element;  say  one sentence with the main numbers, spoken when it changes;
 //     table    { caption, head, rows };  code  the same in Python;  detail  an element, or nothing;
+//     hide, most  names of controls that mean nothing here; the largest value of a range, by name, where it varies;
 //     drag     (x, y) => settings for the pointer at that point of the picture, or null where nothing can be moved
 //   describe(settings) -> a few words for the label of what is pinned.
 // `local` is what only this view knows: what is chosen, unfolded, pinned. `answer` is what PyTorch last computed.
@@ -29,7 +30,7 @@ function short(value, digits = 3) {
   const [mantissa, power] = Math.abs(value).toExponential(digits - 1).split("e");
   const sign = value < 0 ? "−" : "";
   if (power < -3 || power > 4) return `${sign}${mantissa} × 10${raised(+power)}`;
-  return sign + (power >= digits ? whole(Math.round(Math.abs(value))) : (+`${mantissa}e${power}`).toFixed(digits - 1 - power));
+  return sign + (power >= digits ? whole(+`${mantissa}e${power}`) : (+`${mantissa}e${power}`).toFixed(digits - 1 - power));
 }
 const bytes = (value) => {
   const units = ["B", "kB", "MB", "GB", "TB"]; // powers of 1000
@@ -81,7 +82,8 @@ function controlOf(spec, change) {
   const field = html("input", { type: "number", ...limits, inputmode: "decimal", "aria-label": `${spec.label}, exact`,
     oninput: () => field.value !== "" && field.validity.valid && change(+field.value), onchange: () => show(+slider.value) });
   const show = (v) => { slider.value = v; if (!field.matches(":focus") || +field.value !== v) field.value = v; };
-  return { element: html("label", {}, html("span", {}, spec.label), html("span", { class: "rbw-range" }, slider, field)), show };
+  const limit = (most) => { slider.max = field.max = most; };
+  return { element: html("label", {}, html("span", {}, spec.label), html("span", { class: "rbw-range" }, slider, field)), show, limit };
 }
 
 function render({ model, el }) {
@@ -127,7 +129,7 @@ function render({ model, el }) {
   const kernel = html("div", { class: "rbw-kernel", hidden: true },
     html("div", { class: "rbw-controls" }, liveControls.map((c) => c.element)), compute, " ", status);
 
-  const root = html("div", { class: "rbw-root", role: "group", "aria-label": page.title },
+  const root = html("div", { class: "rbw rbw-root", role: "group", "aria-label": page.title },
     html("div", { class: "rbw-buttons", role: "group", "aria-label": "Examples" }, presets),
     html("div", { class: "rbw-controls" }, page.controls.map((spec) => controls[spec.name].element)),
     picture, say, html("div", { class: "rbw-buttons" }, pin, reset), detail, kernel,
@@ -139,10 +141,6 @@ function render({ model, el }) {
   function draw() {
     const started = performance.now(), settings = model.get("settings");
     const scope = root.getRootNode(), focused = root.contains(scope.activeElement) && scope.activeElement.dataset.key;
-    for (const spec of page.controls) {
-      const control = controls[spec.name];
-      control.show(settings[spec.name]);
-    }
     shown = show({ settings, local, keep, set, width: width || 640, answer });
     picture.replaceChildren(shown.picture);
     if (say.textContent !== shown.say) say.textContent = shown.say;
@@ -150,7 +148,11 @@ function render({ model, el }) {
     detail.replaceChildren(...[shown.detail ?? []].flat());
     listing.textContent = code = shown.code;
     copied.textContent = "";
-    for (const [name, control] of Object.entries(controls)) control.element.hidden = shown.hide?.includes(name) ?? false;
+    for (const [name, control] of Object.entries(controls)) {
+      if (shown.most?.[name]) control.limit(shown.most[name]);
+      control.show(settings[name]);
+      control.element.hidden = shown.hide?.includes(name) ?? false;
+    }
     pin.textContent = local.pinned ? `Unpin “${local.pinned.label}”` : "Pin to compare";
     pin.setAttribute("aria-pressed", String(Boolean(local.pinned)));
     presets.forEach((button, i) => {

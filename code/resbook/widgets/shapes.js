@@ -90,10 +90,16 @@ function explore(data) {
   const describe = ({ network, variant, head, size }) =>
     `${networks[network].label}${variant === "residual" ? "" : `, ${variant}`} at ${size}${head === "fixed" ? ", fixed window" : ""}`;
 
+  // A block calls its one ReLU several times: each call is a line of its own.
+  function nameOf(rows, i) {
+    const { name, operation } = rows[i], before = rows.slice(0, i).filter((row) => row.name === name).length;
+    return operation === "add" ? `${name}.add` : before ? `${name} (${before + 1})` : name;
+  }
+
   // What is listed: a run of equal blocks is one line until it is unfolded, a block one line until its layers are asked for.
   function lines(parts, open, level = 0) {
     return parts.flatMap((part) => {
-      const inner = part.members ?? (part.block ? part.rows.map((row) => ({ id: row.operation === "add" ? `${row.name}.add` : row.name, rows: [row] })) : null);
+      const inner = part.members ?? (part.block ? part.rows.map((row, i) => ({ id: nameOf(part.rows, i), rows: [row] })) : null);
       const unfolded = inner && open.includes(part.id);
       return [{ ...part, level, inner, unfolded }, ...(unfolded ? lines(inner, open, level + 1) : [])];
     });
@@ -258,7 +264,7 @@ function explore(data) {
     const { call, layers } = networks[network], plain = variant === "plain" ? ", residual=False" : "";
     const first = variant === "v1" && layers;
     const model = first
-      ? `class BottleneckV1(Bottleneck):\n    stride_at = 1  # the first 1×1 convolution has the stride\n\nmodel = ResNet(BottleneckV1, ${layers}, num_classes=${classes})`
+      ? `class BottleneckV1(Bottleneck):\n    stride_at = 1  # the first 1×1 convolution has the stride\n\nmodel = ResNet(BottleneckV1, [${layers.join(", ")}], num_classes=${classes})`
       : `model = ${call}num_classes=${classes}${plain})`;
     const fixed = head === "fixed" ? `model.avgpool = torch.nn.AvgPool2d(${networks[network].variants[variant].pool}, stride=1)\n` : "";
     const names = first ? "Bottleneck, ResNet" : call.split("(")[0];

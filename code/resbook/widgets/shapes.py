@@ -1,5 +1,6 @@
 """The shape explorer: what every layer of a residual network puts out and costs, for any image size."""
 
+import time
 from functools import cache, partial
 from itertools import groupby
 
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from resbook.blocks import Bottleneck
+from resbook.device import default_device
 from resbook.drawings import draw_tensors
 from resbook.networks import ResNet, cifar_resnet, resnet18, resnet34, resnet50, resnet101, resnet152
 from resbook.shapes import ShapeError, shape_text, trace_shapes
@@ -109,10 +111,18 @@ class ShapeExplorer(Explorer):
         return self.trace()[0]
 
     def recompute(self, settings):
-        trace, error = _trace(settings)
-        rows = [(*row.output[:2], row.parameters, row.macs, row.activation_bytes) for row in trace]
-        status = f"trace_shapes finds {trace.parameters:,} parameters and {trace.macs:,} MACs for one image"
-        yield {"status": status + (f", and stops: {error}" if error else "") + ".", "rows": rows}
+        device, shape = default_device(), (settings["batch"], 3, settings["size"], settings["size"])
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode():
+            model = build(*(settings[key] for key in ("network", "variant", "head", "classes"))).to(device).eval()
+            images = torch.randn(shape, device=device)
+            start = time.perf_counter()
+            output = model(images).cpu()  # the copy waits for the device
+            seconds = time.perf_counter() - start
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        yield {
+            "status": f"Run on {device}: {shape_text(shape)} to {shape_text(output.shape)} in {seconds:.2g} s, with "
+            f"{parameters:,} parameters."
+        }
 
 
 def _trace(settings):
@@ -126,10 +136,11 @@ def _trace(settings):
 
 @cache
 def _structures():
-    """Return every network as its stem, its stages of (kind of block, how many) and its head; each kind is sent once."""
+    """Return every network as its stem and its stages of (kind of block, how many); each kind is sent once."""
     kinds, networks = [], {}
     for network, (label, _) in NETWORKS.items():
-        variants = {variant: _structure(network, variant, kinds) for variant in VARIANTS}
+        variants = {variant: _structure(network, variant, kinds) for variant in ("residual", "plain")}
+        variants["v1"] = _structure(network, "v1", kinds) if network in LAYERS else variants["residual"]
         call = f"cifar_resnet({network[5:]}, " if network.startswith("cifar") else f"{network}("
         networks[network] = {"label": label, "variants": variants, "call": call, "layers": LAYERS.get(network)}
     return {"networks": networks, "blocks": kinds, "table_open": True}
@@ -162,7 +173,7 @@ def _block_of(row):
 
 
 def _encode(row, block):
-    """Return what of a row does not depend on the image: name, operation, channels, window, parameters, MACs a position."""
+    """Return what does not depend on the image: name, operation, channels, window, parameters, MACs per position."""
     name = row.name.removeprefix(block).removeprefix(".") or row.operation
     kernel, stride, padding = (pair[0] for pair in (row.kernel, row.stride, row.padding)) if row.kernel else (0, 0, 0)
     if row.operation == "Shortcut":  # option A takes every second position, as a 1x1 kernel of stride 2 does

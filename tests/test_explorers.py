@@ -1,0 +1,327 @@
+"""All explorers: what they refuse, what they put out, and how they behave in the built pages."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from explorers import DESKTOP, EXPLORERS, PHONE, opened
+
+NAMES = list(EXPLORERS)
+FOCUSABLE = "button, input, select, summary, [tabindex='0']"
+# axe's rules for whole pages concern the theme; the explorers are judged by all the others.
+AXE = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+PAGE_RULES = ["page-has-heading-one", "landmark-one-main", "region", "bypass", "skip-link"]
+
+
+def settings_outside(cls):
+    """Return, for each control, a setting that it does not have, and what the error must name."""
+    for control in cls.controls:
+        spec = control.spec()
+        if spec["kind"] == "range":
+            yield {control.name: spec["least"] - 1}, ValueError, f"{control.name} must be .*{spec['least']}"
+            yield {control.name: spec["most"] + 1}, ValueError, f"{control.name} must be from .* to {spec['most']}"
+            yield {control.name: "a"}, TypeError, f"{control.name} must be"
+            yield {control.name: float("nan")}, TypeError, f"{control.name} must be"
+        elif spec["kind"] == "choice":
+            yield {control.name: "no such"}, ValueError, f"{control.name} must be one of .*got 'no such'"
+            yield {control.name: []}, ValueError, f"{control.name} must be one of"
+        else:
+            yield {control.name: 1}, TypeError, f"{control.name} must be True or False"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_outside_their_range_are_refused(name):
+    cls = EXPLORERS[name]
+    for settings, error, message in settings_outside(cls):
+        with pytest.raises(error, match=message):
+            cls(**settings)
+    with pytest.raises(TypeError, match="no setting 'colour'; there are"):
+        cls(colour="red")
+    with pytest.raises(ValueError, match="preset must be one of"):
+        cls("no such")
+    explorer = cls()
+    with pytest.raises((TypeError, ValueError)):
+        explorer.settings = {**explorer.settings, cls.controls[0].name: None}
+    assert explorer.settings == {**cls.defaults, **next(iter(cls.presets.values()))[1]}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_preset_opens_and_says_numbers(name):
+    cls = EXPLORERS[name]
+    assert 4 <= len(cls.presets) <= 6
+    summaries = [cls(preset).summary() for preset in cls.presets]
+    assert all(re.search(r"\d", summary) for summary in summaries)
+    assert len(set(summaries)) == len(summaries)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_output_has_all_three_forms(name):
+    explorer = EXPLORERS[name]()
+    data, _ = explorer._repr_mimebundle_()
+    assert set(data) == {"application/vnd.jupyter.widget-view+json", "text/html", "text/plain"}
+    assert data["text/plain"] == explorer.summary()
+    html = data["text/html"]
+    assert not re.search(r"require|unpkg|jsdelivr|\bimport\b|fetch\(", html.split('<script type="module">')[1])
+    assert set(re.findall(r"https?://[^\"'\s)]+", html)) <= {
+        "http://www.w3.org/1999/xhtml", "http://www.w3.org/2000/svg", "http://www.w3.org/1998/Math/MathML",
+        "http://www.w3.org/1999/xlink",
+    }  # fmt: skip
+    assert html.count("</script>") == html.count("<script") == 2
+    assert len(html) < 250_000
+
+
+def test_outputs_are_the_same_bytes_in_every_execution():
+    program = (
+        "import hashlib\nfrom resbook.widgets import *\n"
+        "for cls in (ShapeExplorer, GradientExplorer, BatchNormExplorer, BlockWorkshop):\n"
+        "    for preset in cls.presets:\n"
+        "        print(preset, hashlib.sha256(cls(preset)._repr_mimebundle_()[0]['text/html'].encode()).hexdigest())\n"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed}, check=True,
+                       capture_output=True, text=True).stdout
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert runs[0] == runs[1] and runs[0].count("\n") > 16
+
+
+def test_ids_do_not_depend_on_the_state():
+    for cls in EXPLORERS.values():
+        anchors = [set(re.findall(r'<span id="([^"]+)"', cls(preset).static_html())) for preset in cls.presets]
+        assert all(found == {f"{cls.name}-{preset}" for preset in cls.presets} for found in anchors)
+
+
+class Kernel:
+    """Stands where the page is: takes what an explorer sends."""
+
+    def __init__(self, explorer):
+        self.explorer, self.heard = explorer, []
+        explorer.send = self.heard.append
+
+    def ask(self, request=1, **settings):
+        settings = {**self.explorer.settings, **self.explorer.live_defaults, **settings}
+        self.explorer._receive(self.explorer, {"request": request, "settings": settings}, None)
+        return self.heard
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_kernel_answers(name):
+    kernel = Kernel(EXPLORERS[name]())
+    kernel.explorer._receive(kernel.explorer, {"hello": True}, None)
+    assert re.match(r"PyTorch \d+\.\d+\.\d+ on (cpu|cuda|mps)", kernel.heard.pop()["device"])
+    heard = kernel.ask()
+    assert heard[-1] == {"request": 1, "done": True}
+    assert all("status" in message["answer"] for message in heard[:-1]) and len(heard) > 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_goes_wrong_in_a_kernel_is_told(name):
+    kernel = Kernel(EXPLORERS[name]())
+
+    def fail(settings):
+        yield {"status": "half"}
+        raise MemoryError("out of memory")
+
+    kernel.explorer.recompute = fail
+    assert kernel.ask()[-1] == {"request": 1, "error": "MemoryError: out of memory"}
+    kernel.heard.clear()
+    control = kernel.explorer.controls[0].name
+    assert "must be one of" in kernel.ask(**{control: "nonsense"})[-1]["error"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_request_replaces_the_first(name):
+    kernel = Kernel(EXPLORERS[name]())
+    steps = []
+
+    def endless(settings):
+        while True:
+            steps.append(settings["mark"])
+            yield {"status": settings["mark"]}
+
+    def brief(settings):
+        if settings["mark"] == "first":
+            yield from endless(settings)
+        yield {"status": settings["mark"]}
+
+    kernel.explorer.recompute = brief
+
+    async def both():
+        kernel.ask(1, mark="first")
+        await asyncio.sleep(0.05)
+        kernel.ask(2, mark="second")
+        await asyncio.wait_for(kernel.explorer.task, 5)
+        count = len(steps)
+        await asyncio.sleep(0.05)
+        assert len(steps) == count, "the first request still runs"
+
+    asyncio.run(both())
+    assert kernel.heard[-1] == {"request": 2, "done": True}
+    assert any(message.get("request") == 1 for message in kernel.heard)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_control_moves_by_keyboard_and_by_mouse(browser, name):
+    """That the numbers then are the right ones is for the tests of each explorer."""
+    with opened(browser, name) as explorer:
+        for control in EXPLORERS[name].controls:
+            explorer.do("reset")
+            reveal(explorer, control.name)
+            before, says = explorer.shown(control.name), explorer.says
+            kind = control.spec()["kind"]
+            key = {"switch": "Space", "choice": "ArrowDown", "range": "ArrowRight"}[kind]
+            explorer.press(control.name, key)
+            if explorer.shown(control.name) == before:  # it stood at its end
+                explorer.press(control.name, {"choice": "ArrowUp", "range": "ArrowLeft"}[kind])
+            by_key = explorer.shown(control.name)
+            assert by_key != before, control.name
+            if kind == "switch":
+                explorer.control(control.name).click()
+            elif kind == "choice":
+                explorer.control(control.name).select_option(index=0)
+                explorer.control(control.name).select_option(index=1)
+            else:
+                box = explorer.control(control.name).bounding_box()
+                explorer.control(control.name).click(position={"x": box["width"] * 0.62, "y": box["height"] / 2})
+                explorer.control(control.name).click(position={"x": box["width"] * 0.31, "y": box["height"] / 2})
+            assert explorer.shown(control.name) != by_key or kind == "choice", control.name
+            explorer.do("reset")
+            assert (explorer.shown(control.name), explorer.says) == (before, says) or revealed(explorer, control.name)
+
+
+def reveal(explorer, name):
+    """Show a control that the opening settings hide, by opening a preset that shows it."""
+    presets = explorer.root.locator("[data-preset]")
+    for i in range(presets.count()):
+        if revealed(explorer, name):
+            return
+        presets.nth(i).click()
+    assert revealed(explorer, name), f"no preset shows {name}"
+
+
+def revealed(explorer, name):
+    return explorer.control(name).is_visible()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_presets_by_button_and_by_link(browser, name):
+    cls = EXPLORERS[name]
+    with opened(browser, name) as explorer:
+        links = 0
+        for preset, (_, settings) in reversed(cls.presets.items()):
+            explorer.preset(preset)
+            said = explorer.says
+            visible = {c: v for c, v in {**cls.defaults, **settings}.items() if revealed(explorer, c)}
+            assert {c: explorer.shown(c) for c in visible} == visible
+            assert explorer.root.locator(f'[data-preset="{preset}"]').get_attribute("aria-pressed") == "true"
+            link = explorer.page.locator(f'a[href="#{name}-{preset}"]')
+            links += link.count()
+            if link.count():
+                explorer.preset(next(other for other in cls.presets if other != preset))
+                link.first.click()
+                assert explorer.says == said
+        assert links >= 2, "the chapter's prose leads to at least two presets"
+        address = explorer.page.url.split("#")[0]
+        explorer.page.goto("about:blank")
+        explorer.page.goto(f"{address}#{name}-{preset}")
+        assert explorer.says == said
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pin_keeps_one_state_beside_the_next(browser, name):
+    first, second = list(EXPLORERS[name].presets)[:2]
+    with opened(browser, name) as explorer:
+        explorer.preset(first)
+        alone = explorer.says
+        explorer.do("pin")
+        explorer.preset(second)
+        assert "Pinned" in explorer.says and "Unpin" in explorer.root.locator('[data-do="pin"]').inner_text()
+        marks = "element => element.querySelectorAll('*').length"
+        both = explorer.root.locator(".rbw-picture").evaluate(marks)
+        explorer.do("pin")
+        assert explorer.root.locator(".rbw-picture").evaluate(marks) < both and "Pinned" not in explorer.says
+        explorer.do("pin")
+        explorer.do("reset")
+        assert explorer.says == alone
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_change_is_drawn_within_50_milliseconds(browser, name):
+    with opened(browser, name) as explorer:
+        times = []
+        for preset in EXPLORERS[name].presets:
+            for _ in range(3):
+                explorer.preset(preset)
+                times.append(float(explorer.root.locator(".rbw-root").get_attribute("data-milliseconds")))
+        assert sorted(times)[len(times) // 2] < 50, times
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_jupyterlab_leaves_the_keys_to_every_control(browser, name):
+    with opened(browser, name) as explorer:
+        controls = explorer.root.locator(".rbw-root").locator(FOCUSABLE)
+        missing = controls.evaluate_all(
+            "all => all.filter(e => e.dataset.lmSuppressShortcuts !== 'true').map(e => e.outerHTML.slice(0, 80))"
+        )
+        assert controls.count() > 8 and missing == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", NAMES)
+def test_axe_finds_no_violation(browser, name, scheme):
+    with opened(browser, name, color_scheme=scheme) as explorer:
+        explorer.root.locator("details").evaluate_all("all => all.forEach(d => d.open = true)")
+        rules = {rule: {"enabled": False} for rule in PAGE_RULES}
+        for preset in [None, *EXPLORERS[name].presets]:
+            if preset:
+                explorer.preset(preset)
+            result = Axe().run(explorer.page, context=f'[data-explorer="{name}"]', options={**AXE, "rules": rules})
+            assert result.violations_count == 0, result.generate_report()
+            assert len(result.response["passes"]) > 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_phone_needs_no_sideways_scroll(browser, name):
+    with opened(browser, name, viewport=PHONE, has_touch=True) as explorer:
+        for preset in EXPLORERS[name].presets:
+            explorer.preset(preset)
+            assert explorer.page.evaluate("document.scrollingElement.scrollWidth") <= PHONE["width"], preset
+            cut = explorer.root.locator(".rbw-picture svg").evaluate(
+                """picture => { const frame = picture.getBoundingClientRect();
+                return [...picture.querySelectorAll("text")].map(text => [text, text.getBoundingClientRect()])
+                    .filter(([, box]) => box.width && (box.left < frame.left - 1 || box.right > frame.right + 1))
+                    .map(([text]) => text.textContent); }"""
+            )
+            assert cut == [], preset
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_javascript_picture_table_and_sentence_stay(browser, name):
+    with opened(browser, name, java_script_enabled=False) as explorer:
+        assert explorer.root.locator("svg[role=img]").is_visible() and explorer.root.locator("table").is_visible()
+        assert explorer.root.locator("figcaption").inner_text() == EXPLORERS[name]().summary()
+        assert explorer.root.locator("svg").bounding_box()["width"] > 200
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_print_shows_the_picture_and_not_the_controls(browser, name):
+    with opened(browser, name) as explorer:
+        explorer.page.emulate_media(media="print")
+        assert explorer.root.locator(".rbw-picture svg").is_visible() and explorer.root.locator(".rbw-say").is_visible()
+        assert explorer.root.locator("button:visible, input:visible, select:visible").count() == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_picture_follows_the_width(browser, name):
+    with opened(browser, name) as explorer:
+        wide = explorer.root.locator(".rbw-picture svg").bounding_box()["width"]
+        explorer.page.set_viewport_size(PHONE)
+        explorer.page.wait_for_function(
+            "([name, wide]) => document.querySelector(`[data-explorer='${name}'] .rbw-picture svg`).clientWidth < wide",
+            arg=[name, wide - 100],
+        )
+        explorer.page.set_viewport_size(DESKTOP)

@@ -1,3 +1,4 @@
 """Explorers: interactive figures that work in a page without a kernel, and compute anew where there is one."""
 
 from resbook.widgets.shapes import ShapeExplorer
+from resbook.widgets.workshop import BlockWorkshop

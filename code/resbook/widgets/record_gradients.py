@@ -17,20 +17,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from resbook.widgets.gradient_grid import (  # noqa: F401  also found here
+from resbook.widgets.gradient_grid import (
     AXES,
     GRID,
-    KINDS,
-    NORMS,
     NOT_FINITE,
     QUANTITIES,
     STATISTICS,
-    Settings,
     configurations,
-    decode,
     encode,
     measure,
-    read_codes,
 )
 
 SEEDS = range(5)

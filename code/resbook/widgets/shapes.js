@@ -133,7 +133,7 @@ function explore(data) {
 
   // Every tensor from the side: as high as its map, as thick as it has channels, both to scale.
   function drawStrips(strips, width, chosenId, choose) {
-    const narrow = width < 520, gap = narrow ? 3 : 8, height = narrow ? 90 : 130, top = 18;
+    const narrow = width < 520, gap = narrow ? 3 : 8, height = narrow ? 90 : 130, top = 32;
     const items = strips.map(([t, listed, , settings]) => [
       { id: "", label: "input", tensor: { channels: 3, size: settings.size } },
       ...listed.filter(isDrawn).map((line) => {
@@ -145,14 +145,21 @@ function explore(data) {
     const most = Math.max(...items.flat().map((item) => item.tensor.size)), scale = (height - 4) / most;
     const room = Math.min(...items.map((strip) => (width - strip.length * (gap + 2) - 30) / strip.reduce((s, item) => s + item.tensor.channels, 0)));
     const slot = Math.max(2, Math.max(...items.map((strip) => strip.length)) > (narrow ? 14 : 20) ? 2 : narrow ? 20 : 34);
-    const picture = svg("svg", { width, height: strips.length * (height + 52), role: "img" });
+    const picture = svg("svg", { width, height: strips.length * (height + 76), role: "img" });
     items.forEach((strip, s) => {
-      const [, , label, settings] = strips[s], middle = top + s * (height + 52) + height / 2;
+      const [, , label, settings] = strips[s], middle = top + s * (height + 76) + height / 2;
       const total = strip.reduce((sum, item) => sum + Math.max(slot, item.tensor.channels * room), 0);
       const thickness = total + strip.length * gap > width ? (width - strip.length * gap) / total : 1;
       const colour = settings.variant === "plain" ? "plain" : "residual";
-      if (label) picture.append(svg("text", { x: width, y: top + s * (height + 52) + 4, "text-anchor": "end", "font-weight": 600 }, label));
-      let x = 0;
+      if (label) picture.append(svg("text", { x: width, y: top + s * (height + 76) - 20, "text-anchor": "end", "font-weight": 600 }, label));
+      let x = 0, stage = "";
+      const ends = [0, 0, 0]; // of the last text in each line: one that would run into it is left out
+      const write = (group, line, at, text, attributes = {}) => {
+        const half = text.length * (narrow ? 2.6 : 3);
+        if (at - half < ends[line] || at + half > width) return;
+        ends[line] = at + half + 3;
+        group.append(svg("text", { x: at, y: middle + height / 2 + 12 + 13.5 * line, "text-anchor": "middle", "font-size": narrow ? 9 : 11, ...attributes }, text));
+      };
       for (const item of strip) {
         const { channels, size } = item.tensor, space = Math.max(slot, channels * room) * thickness;
         const wide = Math.max(1.5, channels * room * thickness), high = Math.max(1.5, (item.flat ? 1 : size) * scale);
@@ -167,12 +174,13 @@ function explore(data) {
               "fill-opacity": 0.35, stroke: `var(--rb-${item.id ? colour : "green"})`, "stroke-width": item.id && item.id === chosenId ? 3 : 1,
               "stroke-dasharray": colour === "plain" && item.id ? "4 2" : null }));
         }
-        if (slot > 10) {
-          const at = { x: x + space / 2, "text-anchor": "middle", "font-size": narrow ? 9 : 11 };
-          const below = middle + height / 2 + 12;
-          group.append(svg("text", { ...at, y: below }, item.failed ? item.label : item.flat ? "" : `${size}²`),
-            svg("text", { ...at, y: below + 13 }, item.failed ? "" : `${channels}`));
-          if (item.label && !item.failed && item.label !== "input") group.append(svg("text", { ...at, y: middle - height / 2 - 3, "font-weight": 700 }, item.label));
+        const at = x + space / 2, name = item.failed ? item.label : { "": "input", maxpool: "pool", avgpool: "pool" }[item.id] ?? item.id.split(".")[0];
+        if (!item.flat && !item.failed) write(group, 0, at, `${size}²`);
+        if (!item.failed) write(group, 1, at, `${channels}`);
+        if (name !== stage) write(group, 2, at, name, { fill: "var(--rb-muted)" });
+        stage = name;
+        if (slot > 10 && item.label.startsWith("×")) {
+          group.append(svg("text", { x: at, y: middle - height / 2 - 3, "text-anchor": "middle", "font-size": 11, "font-weight": 700 }, item.label));
         }
         picture.append(group);
         x += space + gap;

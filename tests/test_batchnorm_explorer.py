@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from explorers import Opened, ask_module, short
+from explorers import opened, ask_module, short
 from resbook.widgets import BatchNormExplorer
 from resbook.widgets.batchnorm import CHANNELS, EPSILON, LAYERS, PATTERNS, SIDE, VALUES
 from torch import nn
@@ -83,26 +83,10 @@ def printed(code):
     return [[float(n) for n in re.findall(r"-?\d[\d.]*(?:e-?\d+)?", line)] for line in output.getvalue().splitlines()]
 
 
-class Alone(Opened):
-    """Finds the field of a range, for exact numbers, by the control that it belongs to."""
-
-    def control(self, name, *, exact=False):
-        label = self.root.locator(f'label:has([data-setting="{name}"])')
-        return label.locator("input[type=number]") if exact else label.locator("select, input[type=range]")
-
-
 @pytest.fixture
-def alone(browser, tmp_path):
-    """The explorer's output in a page of its own, without a kernel."""
-    path = tmp_path / "page.html"
-    path.write_text(f"<!doctype html><html lang=en>{BatchNormExplorer().static_html()}", encoding="utf-8")
-    page = browser.new_page()
-    errors = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(path.as_uri())
-    yield Alone(page, page.locator('[data-explorer="batchnorm"]'), "batchnorm")
-    page.close()
-    assert errors == []
+def alone(browser):
+    with opened(browser, "batchnorm") as explorer:
+        yield explorer
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def draw_block(block, input_size):
     rows = trace_shapes(block, input_size).rows
     around = [row for row in rows if row.name.startswith("downsample")]
     through = [row for row in rows if row not in around]
-    split, join = _split_and_join(block, through)
+    split, join = split_and_join(block, through)
     x, y = (380 if around else 300) if block.residual else 170, 30
     canvas.text(x, 18, shape_text(input_size), family=MONO)
     for i, row in enumerate(through):
@@ -63,7 +63,7 @@ def draw_block(block, input_size):
     return canvas.picture(_describe(block, input_size, through, around, split))
 
 
-def _split_and_join(block, through):
+def split_and_join(block, through):
     """Return before which row of the branch the shortcut leaves, and at which it is added; None without one."""
     if not block.residual:
         return None, None
@@ -73,7 +73,7 @@ def _split_and_join(block, through):
 
 
 def _draw_layer(canvas, x, y, row, colour=INK):
-    canvas.box(x, y, _layer(row), colour, dashed=colour == PLAIN)
+    canvas.box(x, y, layer_text(row), colour, dashed=colour == PLAIN)
     canvas.text(x + 92, y + 20, shape_text(row.output), anchor="start", family=MONO, size=11)
     return y + BOX
 
@@ -84,7 +84,7 @@ def _draw_shortcut(canvas, around, x, top, y):
     height = len(around) * (BOX + GAP) - GAP
     at = (top + y - height) / 2
     for row in around:
-        canvas.box(left, at, _layer(row), RESIDUAL, fill=True)
+        canvas.box(left, at, layer_text(row), RESIDUAL, fill=True)
         at += BOX + GAP
     if around:
         canvas.text(left + 8, at - GAP + 20, shape_text(around[-1].output), anchor="start", family=MONO, size=11)
@@ -93,7 +93,7 @@ def _draw_shortcut(canvas, around, x, top, y):
     return canvas.plus(x, y)
 
 
-def _layer(row):
+def layer_text(row):
     if row.operation == "Conv2d":
         stride = f", stride {row.stride[0]}" if row.stride[0] > 1 else ""
         return f"conv {row.kernel[0]}×{row.kernel[1]}{stride}"
@@ -105,9 +105,9 @@ def _layer(row):
 
 
 def _describe(block, input_size, through, around, split):
-    layers = ", ".join(_layer(row) for row in through)
-    path = ", ".join(map(_layer, around)) or "identity"
-    leaves = f", which leaves after the first {_layer(through[split - 1])}" if split else ""
+    layers = ", ".join(layer_text(row) for row in through)
+    path = ", ".join(map(layer_text, around)) or "identity"
+    leaves = f", which leaves after the first {layer_text(through[split - 1])}" if split else ""
     shortcut = f" The shortcut on the left{leaves}: {path}." if block.residual else " There is no shortcut."
     kind = f"{'A residual' if block.residual else 'A plain'} {type(block).__name__}"
     return f"{kind} from {shape_text(input_size)} to {shape_text(through[-1].output)}: {layers}.{shortcut}"
@@ -126,20 +126,20 @@ def draw_network(model, input_size):
     blocks = [(name, module) for name, module in model.named_modules() if isinstance(module, Block)]
     first = next(i for i, row in enumerate(rows) if row.name.startswith("layer"))
     stem = [row for row in rows[:first] if row.name != "maxpool"]
-    y = _draw_step(canvas, x, y, ", ".join(map(_layer, stem)), stem[-1].output)
+    y = _draw_step(canvas, x, y, ", ".join(map(layer_text, stem)), stem[-1].output)
     for row in rows[len(stem) : first]:
-        y = _draw_step(canvas, x, y, _layer(row), row.output)
+        y = _draw_step(canvas, x, y, layer_text(row), row.output)
     for path, block in blocks:
         convs = [row for row in rows if row.name.startswith(f"{path}.conv")]
         around = [row for row in rows if row.name.startswith(f"{path}.downsample")]
         y = _draw_unit(canvas, x, y, block, convs, around)
     head = [row for row in rows[first:] if not row.name.startswith("layer")]
     for row in head:
-        y = _draw_step(canvas, x, y, _layer(row), row.output)
+        y = _draw_step(canvas, x, y, layer_text(row), row.output)
     changing = [path for path, block in blocks if block.residual and not block.downsample.is_identity]
     return canvas.picture(
         f"The network, top to bottom: an image of {shape_text(input_size)}, the stem, {len(blocks)} blocks, "
-        f"{', '.join(map(_layer, head[:-1]))}, and a linear layer with {rows[-1].output[0]} outputs. "
+        f"{', '.join(map(layer_text, head[:-1]))}, and a linear layer with {rows[-1].output[0]} outputs. "
         + (f"The shortcut changes shape in {', '.join(changing)}; the others are identities." if changing else "")
     )
 
@@ -152,7 +152,7 @@ def _draw_unit(canvas, x, y, block, convs, around):
     left, middle = x - 195, (top + bottom) / 2
     canvas.path([(x, top), (left, top), (left, bottom + 10), (x - 8, bottom + 10)], RESIDUAL, arrow=True)
     if around:
-        canvas.box(left, middle - 10, _layer(around[0]).removeprefix("conv "), RESIDUAL, width=110, fill=True)
+        canvas.box(left, middle - 10, layer_text(around[0]).removeprefix("conv "), RESIDUAL, width=110, fill=True)
     return canvas.plus(x, bottom + 2, radius=8)
 
 

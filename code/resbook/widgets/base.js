@@ -79,7 +79,7 @@ function controlOf(spec, change) {
   }
   const limits = { min: spec.least, max: spec.most, step: spec.step };
   const slider = html("input", { type: "range", ...limits, ...name, oninput: () => change(+slider.value) });
-  const field = html("input", { type: "number", ...limits, inputmode: "decimal", "aria-label": `${spec.label}, exact`,
+  const field = html("input", { type: "number", ...limits, ...name, inputmode: "decimal", "aria-label": `${spec.label}, exact`,
     oninput: () => field.value !== "" && field.validity.valid && change(+field.value), onchange: () => show(+slider.value) });
   const show = (v) => { slider.value = v; if (!field.matches(":focus") || +field.value !== v) field.value = v; };
   const limit = (most) => { slider.max = field.max = most; };

@@ -34,7 +34,7 @@ class Choice(NamedTuple):
     options: dict
 
     def check(self, value):
-        if value not in self.options:
+        if not any(type(value) is type(option) and value == option for option in self.options):  # True is not 1 here
             raise ValueError(f"{self.name} must be one of {', '.join(map(repr, self.options))}, got {value!r}")
 
     def spec(self):

@@ -9,7 +9,7 @@ from torch import nn
 
 from resbook.blocks import BasicBlock, Bottleneck, Shortcut
 from resbook.device import default_device
-from resbook.drawings import _layer, _split_and_join, draw_block
+from resbook.drawings import draw_block, layer_text, split_and_join
 from resbook.shapes import shape_text, trace_shapes
 from resbook.widgets.base import Choice, Explorer, Range
 
@@ -137,7 +137,7 @@ def _trace(**settings):
     with torch.device("meta"):
         block = build(**settings)
     trace = trace_shapes(block, _input_size(settings["block"]))
-    split, _ = _split_and_join(block, [row for row in trace if not row.name.startswith("downsample")])
+    split, _ = split_and_join(block, [row for row in trace if not row.name.startswith("downsample")])
     return trace, split
 
 
@@ -161,7 +161,7 @@ def _every_block():
 
 
 def _encode(row):
-    return (row.name or "add", _layer(row), *row.output[:2], row.parameters, row.macs, row.activation_bytes)
+    return (row.name or "add", layer_text(row), *row.output[:2], row.parameters, row.macs, row.activation_bytes)
 
 
 @cache

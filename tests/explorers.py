@@ -83,7 +83,7 @@ class Opened:
 
     @property
     def code(self):
-        return self.root.locator("pre").text_content()
+        return self.root.locator(".rbw-code").text_content()
 
     def numbers(self):
         """Return the numbers behind the rows of the table, as JavaScript has them."""

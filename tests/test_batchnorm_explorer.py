@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from explorers import opened, ask_module, short
+from explorers import ask_module, opened, short
 from resbook.widgets import BatchNormExplorer
 from resbook.widgets.batchnorm import CHANNELS, EPSILON, LAYERS, PATTERNS, SIDE, VALUES
 from torch import nn

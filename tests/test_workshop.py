@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import resbook
 import torch
-from explorers import Opened
+from explorers import opened
 from resbook import trace_shapes
 from resbook.blocks import ORDERS
 from resbook.widgets import BlockWorkshop
@@ -154,16 +154,9 @@ def test_recompute_runs_the_block(preset):
 
 
 @pytest.fixture(scope="module")
-def workshop(browser, tmp_path_factory):
-    path = tmp_path_factory.mktemp("workshop") / "page.html"
-    path.write_text(f"<!doctype html><meta charset=utf-8>{BlockWorkshop().static_html()}", encoding="utf-8")
-    page = browser.new_page()
-    errors = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(path.as_uri())
-    yield Opened(page, page.locator('[data-explorer="workshop"]'), "workshop")
-    page.close()
-    assert errors == []
+def workshop(browser):
+    with opened(browser, "workshop") as explorer:
+        yield explorer
 
 
 def check(workshop, settings):

@@ -15,7 +15,7 @@ LAYERS = {"BatchNorm2d": "batch norm", "AdaptiveAvgPool2d": "global average pool
 
 def draw_units():
     """Draw the plain unit and the residual unit side by side, with what each computes."""
-    canvas = _Canvas()
+    canvas = Canvas()
     for x, title, colour, residual in ((150, "plain unit", PLAIN, False), (470, "residual unit", RESIDUAL, True)):
         canvas.text(x, 18, title, weight="bold", colour=colour)
         y = canvas.arrow(x, 30, 56, label="x")
@@ -44,7 +44,7 @@ def draw_block(block, input_size):
         block: a :class:`BasicBlock` or :class:`Bottleneck`.
         input_size: shape (C, H, W) of its input.
     """
-    canvas = _Canvas()
+    canvas = Canvas()
     rows = trace_shapes(block, input_size).rows
     around = [row for row in rows if row.name.startswith("downsample")]
     through = [row for row in rows if row not in around]
@@ -120,7 +120,7 @@ def draw_network(model, input_size):
         model: a :class:`ResNet`.
         input_size: shape (C, H, W) of an image.
     """
-    canvas, x, y = _Canvas(), 270, 30
+    canvas, x, y = Canvas(), 270, 30
     rows = trace_shapes(model, input_size).rows
     canvas.text(x, 18, f"image {shape_text(input_size)}", family=MONO)
     blocks = [(name, module) for name, module in model.named_modules() if isinstance(module, Block)]
@@ -171,7 +171,7 @@ def draw_norm_axes(n, c, size):
         c: channels.
         size: shape (H, W) of one map.
     """
-    canvas, side, chosen = _Canvas(), 15, 5
+    canvas, side, chosen = Canvas(), 15, 5
     canvas.text(60 + c * side / 2, 16, f"C = {c} channels")
     for i in range(n):
         for j in range(c):
@@ -199,7 +199,7 @@ def draw_tensors(trace, alt):
         trace: a :class:`ShapeTrace` of an image (C, H, W).
         alt: what it shows, in words.
     """
-    canvas, gap, high = _Canvas(), 3, 120
+    canvas, gap, high = Canvas(), 3, 120
     rows = [row for row in trace if row.operation not in ("BatchNorm2d", "ReLU", "add")]
     shapes = [trace.input_size, *(row.output for row in rows if "downsample" not in row.name)]
     scale = high / max(shape[-1] for shape in shapes if len(shape) == 3)
@@ -213,7 +213,7 @@ def draw_tensors(trace, alt):
     return canvas.picture(alt)
 
 
-class _Canvas:
+class Canvas:
     """Collects SVG elements and the space they take."""
 
     def __init__(self):

@@ -111,7 +111,8 @@ function render({ model, el }) {
   const picture = html("div", { class: "rbw-picture" }), say = html("p", { class: "rbw-say", "aria-live": "polite" });
   const detail = html("div", { class: "rbw-detail" });
   const table = html("div", { class: "rbw-scroll", tabindex: 0, role: "region", "aria-label": `${page.title}: table` });
-  const listing = html("pre", { tabindex: 0, "aria-label": "Python code" });
+  // No <pre>: the theme's script takes those that need not scroll out of the order of the Tab key, and they may scroll later.
+  const listing = html("code", { class: "rbw-code", tabindex: 0, role: "group", "aria-label": "Python code" });
   const copied = html("span", { role: "status" });
   const copy = html("button", { type: "button", "data-do": "copy", onclick: async () => {
     try {

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from resbook.device import default_device
-from resbook.drawings import GREEN, INK, _Canvas
+from resbook.drawings import GREEN, INK, Canvas
 from resbook.pictures import OKABE_ITO
 from resbook.tables import Table
 from resbook.widgets.base import Choice, Explorer, Range
@@ -103,7 +103,7 @@ class BatchNormExplorer(Explorer):
         if settings["view"] == "axes":
             yield _recompute_axes(settings)
         elif _is_refused(settings):
-            yield {"status": f"PyTorch agrees, and refuses. ValueError: {_refusal()}"}
+            yield {"status": f"PyTorch agrees, on {default_device()}, and refuses. ValueError: {_refusal()}"}
         else:
             yield _recompute_values(settings)
 
@@ -153,7 +153,9 @@ def _recompute_values(settings):
     away = [(results[key] - formula).abs().max().item() for key, formula in (("y", stages[3]), ("gradient", dx))]
     near = 1e-9 if exact["dtype"] == torch.float64 else 1e-3 * (1 + dx.abs().max().item())
     verdict = "PyTorch agrees" if max(away) < near else "PyTorch DIFFERS"
-    status = f"{verdict}: y differs from the formula by at most {away[0]:.1g}, the gradient by {away[1]:.1g}."
+    status = (
+        f"{verdict}, on {device}: y differs from the formula by at most {away[0]:.1g}, the gradient by {away[1]:.1g}."
+    )
     return {"status": status, **{key: value.tolist() for key, value in results.items()}}
 
 
@@ -161,7 +163,8 @@ def _recompute_values(settings):
 def _recompute_axes(settings):
     """Count by autograd on how many inputs one output depends: on those that share its mean."""
     x = torch.randn(settings["batch"], CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    x = x.to(default_device()).requires_grad_()
+    device = default_device()
+    x = x.to(device).requires_grad_()
     outputs = {
         "batch": F.batch_norm(x, None, None, training=True),
         "layer": F.layer_norm(x, x.shape[1:]),
@@ -172,7 +175,10 @@ def _recompute_axes(settings):
     used = {name: torch.autograd.grad(y[at], x)[0].count_nonzero().item() for name, y in outputs.items()}
     verdict = "agrees" if used == {name: values for name, values, _ in _counts(settings)} else "DIFFERS"
     counts = ", ".join(f"{count} ({LAYERS[name]})" for name, count in used.items())
-    return {"status": f"PyTorch {verdict}: by autograd, the marked output depends on so many inputs: {counts}.", **used}
+    return {
+        "status": f"PyTorch {verdict}, on {device}: by autograd, the marked output depends on {counts} inputs.",
+        **used,
+    }
 
 
 def _marked(settings):
@@ -223,7 +229,7 @@ def _mark(canvas, x, y, movable, colour=ORANGE):
 
 
 def _draw_values(settings, alt):
-    canvas, (_, _, stages, _) = _Canvas(), _by_formula(settings)
+    canvas, (_, _, stages, _) = Canvas(), _by_formula(settings)
     low, high = min(-10, stages.min().item()), max(10, stages.max().item())
     places = (110 + 500 * (stages - low) / (high - low)).tolist()
     for i, title in enumerate(STAGES):
@@ -240,7 +246,7 @@ def _draw_values(settings, alt):
 
 
 def _draw_axes(settings, alt):
-    canvas, step, (image, channel), size = _Canvas(), 20, _marked(settings), CHANNELS // settings["groups"]
+    canvas, step, (image, channel), size = Canvas(), 20, _marked(settings), CHANNELS // settings["groups"]
     for k, (name, values, means) in enumerate(_counts(settings)):
         left = k * 165
         canvas.text(left, 14, LAYERS[name], anchor="start", weight="bold")
@@ -255,7 +261,7 @@ def _draw_axes(settings, alt):
 
 
 def _draw_gradient(settings, alt):
-    canvas, gradients = _Canvas(), _by_formula(settings)[3]
+    canvas, gradients = Canvas(), _by_formula(settings)[3]
     most = max(gradients.abs().max().item(), 1e-9)
     for i, (title, bars) in enumerate(zip(GRADIENTS, gradients.tolist(), strict=True)):
         y = 60 + 120 * i

@@ -56,7 +56,7 @@ function explore(data) {
       picture.append(frame);
       return drawChart(frame, quantity, { curves, pinned, settings, block, blocks, width: size, height: high, answer });
     });
-    wrapped(source(answer), width / 5.8).forEach((line, i) =>
+    wrapped(source(answer), width / 6.4).forEach((line, i) =>
       picture.append(svg("text", { x: 0, y: legendHeight + (wide ? high : 2 * high) + 12 + 14 * i, "font-size": 11, fill: "var(--rb-muted)" }, line)));
     const said = sentence(settings, curves, block, answer);
     picture.setAttribute("aria-label", `Two charts over the blocks on logarithmic axes: the gradient's length, and the activations' size. ${said}`);

@@ -39,7 +39,8 @@ class Opened:
     """An explorer in a page: its controls by name, and what it shows."""
 
     def __init__(self, page, root, name):
-        self.page, self.root, self.specs = page, root, {spec.name: spec for spec in EXPLORERS[name].controls}
+        self.page, self.root, self.name = page, root, name
+        self.specs = {spec.name: spec for spec in EXPLORERS[name].controls}
 
     def control(self, name, *, exact=False):
         kind = '[type="number"]' if exact else ':not([type="number"])'

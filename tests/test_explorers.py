@@ -202,13 +202,18 @@ def test_every_control_moves_by_keyboard_and_by_mouse(browser, name):
 
 
 def reveal(explorer, name):
-    """Show a control that the opening settings hide, by opening a preset that shows it."""
-    presets = explorer.root.locator("[data-preset]")
-    for i in range(presets.count()):
-        if revealed(explorer, name):
-            return
-        presets.nth(i).click()
-    assert revealed(explorer, name), f"no preset shows {name}"
+    """Show a control that the opening settings hide: open a preset, and where that is not enough, choose something."""
+    for preset in [None, *EXPLORERS[explorer.name].presets]:
+        if preset:
+            explorer.preset(preset)
+        for control in explorer.specs.values():
+            before = explorer.shown(control.name)
+            for value in [*getattr(control, "options", ()), before]:
+                if revealed(explorer, name):
+                    return
+                if revealed(explorer, control.name):
+                    explorer.set(**{control.name: value})
+    pytest.fail(f"nothing shows {name}")
 
 
 def revealed(explorer, name):

@@ -1,5 +1,7 @@
 """The explorers in a real JupyterLab with a kernel: the same controls, the recomputation, and what goes wrong."""
 
+import contextlib
+import json
 import os
 import re
 import socket
@@ -13,8 +15,13 @@ import nbformat
 import pytest
 from conftest import ROOT
 from explorers import EXPLORERS
+from playwright.sync_api import TimeoutError
 
 TOKEN = "explorers"
+SETTINGS = {  # all cells in the page at once, and no question about news
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
 CELLS = [
     "from resbook.widgets import *\nimport torch",
     "shapes = ShapeExplorer()\nshapes",
@@ -37,11 +44,19 @@ def server(tmp_path_factory):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, folder / "explorers.ipynb")
+    for part, wanted in SETTINGS.items():
+        path = folder / "settings" / "@jupyterlab" / f"{part}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(wanted))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "code"), "JUPYTER_CONFIG_DIR": str(folder / "config")}
-    environment |= {"JUPYTER_DATA_DIR": str(folder / "data"), "JUPYTER_RUNTIME_DIR": str(folder / "runtime")}
+    environment |= {
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTER_DATA_DIR": str(folder / "data"),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+    }
     options = {"ServerApp.port": port, "ServerApp.root_dir": folder, "IdentityProvider.token": TOKEN}
     options |= {"ServerApp.open_browser": False, "ServerApp.allow_root": True, "LabApp.expose_app_in_browser": True}
     command = [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
@@ -73,12 +88,19 @@ def lab(browser, server):
     context = browser.new_context(viewport={"width": 1300, "height": 1000})
     context.route(re.compile(r"^(?!http://127\.0\.0\.1|ws://127\.0\.0\.1|data:|blob:)"), lambda route: route.abort())
     page = context.new_page()
-    page.set_default_timeout(90_000)
+    page.set_default_timeout(30_000)
     page.goto(server)
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
     lab = Lab(page)
-    lab.command("notebook:run-all-cells")
-    page.wait_for_function(f"document.querySelectorAll('.rbw-kernel:not([hidden])').length === {len(EXPLORERS) + 1}")
+    for _ in range(4):  # the first run is dropped if the kernel is not quite there, whatever the indicator says
+        lab.command("notebook:run-all-cells")
+        with contextlib.suppress(TimeoutError):
+            page.wait_for_function(
+                "count => document.querySelectorAll('.rbw-kernel:not([hidden])').length === count",
+                arg=len(EXPLORERS) + 1,
+                timeout=15_000,
+            )
+            break
     yield lab
     context.close()
 
@@ -86,6 +108,7 @@ def lab(browser, server):
 class Lab:
     def __init__(self, page):
         self.page, self.names = page, [*EXPLORERS, "own"]
+        self.summaries = [cls().summary() for cls in [*EXPLORERS.values(), EXPLORERS["gradients"]]]
 
     def command(self, name):
         self.page.evaluate("name => window.jupyterapp.commands.execute(name)", name)
@@ -201,8 +224,8 @@ def test_pytorchs_own_refusal_is_shown(lab):
     assert "Output size is too small" in lab.status("shapes", "Error")
 
 
-def test_a_saved_notebook_shows_picture_and_table_without_its_kernel(lab, browser, server):
-    """Reopened untrusted, in a new window: scripts are stripped, picture, sentence and table stay."""
+def test_a_saved_notebook_shows_sentence_and_table_without_its_kernel(lab, browser, server):
+    """Reopened untrusted, in a new window: JupyterLab strips scripts and drawings; what Python wrote in words stays."""
     lab.command("docmanager:save")
     lab.page.wait_for_timeout(1000)
     folder = server.split("/lab/")[0]
@@ -222,8 +245,9 @@ def test_a_saved_notebook_shows_picture_and_table_without_its_kernel(lab, browse
     )
     page = browser.new_context().new_page()
     page.goto(server.replace("explorers.ipynb", "reopened.ipynb"))
-    page.wait_for_selector(".jp-OutputArea-output figure svg", timeout=60_000)
-    assert page.locator(".jp-OutputArea-output table").count() >= len(EXPLORERS)
+    page.wait_for_selector(".jp-OutputArea-output figcaption")
+    assert page.locator(".jp-OutputArea-output figcaption").all_inner_texts() == lab.summaries
+    assert page.locator(".jp-OutputArea-output table tr").count() > 150
     page.context.close()
 
 

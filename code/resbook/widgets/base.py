@@ -3,8 +3,8 @@
 * With a kernel (JupyterLab, Notebook 7, VS Code, Colab) an explorer is an ordinary anywidget.
 * Without one (the built book, a notebook reopened) the ``text/html`` of the same output mounts the same ES module on
   a stand-in for the kernel's side. It needs nothing else: no library, no request, no state stored in the notebook.
-* Without JavaScript (GitHub, print, an untrusted notebook) the picture and the table that Python put into that
-  ``text/html`` remain; where there is only text, a sentence with the numbers.
+* Without JavaScript the picture, the sentence and the table that Python put into that ``text/html`` remain; an
+  untrusted notebook in JupyterLab strips the drawing, too. Where there is only text, the sentence is left.
 """
 
 import asyncio

@@ -12,7 +12,8 @@ import textwrap
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from explorers import DESKTOP, EXPLORERS, PHONE, opened
+from conftest import ROOT
+from explorers import DESKTOP, EXPLORERS, FOLDER, PHONE, opened
 
 NAMES = list(EXPLORERS)
 FOCUSABLE = "button, input, select, summary, [tabindex='0']"
@@ -100,6 +101,17 @@ def test_ids_do_not_depend_on_the_state():
     for cls in EXPLORERS.values():
         anchors = [set(re.findall(r'<span id="([^"]+)"', cls(preset).static_html())) for preset in cls.presets]
         assert all(found == {f"{cls.name}-{preset}" for preset in cls.presets} for found in anchors)
+
+
+def test_explorers_have_the_books_colours():
+    """Notebooks do not have the book's style sheet, so the explorers bring its colours along."""
+
+    def colours(path):
+        light, dark = re.findall(r"\{([^}]*--rb-plain[^}]*)\}", path.read_text(encoding="utf-8"))
+        return [dict(re.findall(r"(--rb-\w+): (#\w+)", block)) for block in (light, dark)]
+
+    for book, ours in zip(colours(ROOT / "_static" / "resbook.css"), colours(FOLDER / "base.css"), strict=True):
+        assert len(book) == 8 and book.items() <= ours.items()
 
 
 class Kernel:

@@ -98,7 +98,7 @@ def ask_module(page, cls, questions):
     Args:
         page: any page of a browser.
         cls: the explorer.
-        questions: a list of dictionaries of ``settings`` and, if wanted, ``local``.
+        questions: a list of dictionaries of ``settings`` and, if wanted, ``local`` and ``answer``.
 
     Returns:
         For each question the sentence (``say``), the code, and the numbers behind the table's rows (``rows``: pairs of
@@ -108,8 +108,8 @@ def ask_module(page, cls, questions):
     return page.evaluate(
         """([module, data, questions]) => {
             const { show } = new Function(`${module}; return explore;`)()(data);
-            return questions.map(({ settings, local = {} }) => {
-                const shown = show({ settings, local, width: 700, answer: null, keep() {}, set() {} });
+            return questions.map(({ settings, local = {}, answer = null }) => {
+                const shown = show({ settings, local, width: 700, answer, keep() {}, set() {} });
                 const rows = shown.table.rows.filter((row) => row.attributes?.["data-numbers"]);
                 return { say: shown.say, code: shown.code,
                     rows: rows.map(({ attributes: a }) => [a["data-layer"] ?? null, JSON.parse(a["data-numbers"])]) };

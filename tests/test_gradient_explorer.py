@@ -124,10 +124,10 @@ def test_predicted_factors(init, variance):
 @pytest.mark.parametrize("init", ["default", "xavier", "he"])
 @pytest.mark.parametrize(("norm", "kind"), [("none", "plain"), ("batch", "plain"), ("none", "residual")])
 def test_predictions_are_near_what_was_measured(init, norm, kind):
-    """Within 6 % per block (borders are not in the theory), over the 27 blocks of the network of 56 layers."""
+    """Within 7 % per block (borders are not in the theory), over the 27 blocks of the network of 56 layers."""
     gradient = recorded()[1][(56, norm, init, "preactivation", kind)]["gradient"]["median"]
     measured = (gradient[0] / gradient[-1]) ** (1 / 26)
-    assert measured == pytest.approx(predicted_factor(norm, init, "preactivation", kind), rel=0.1)
+    assert measured == pytest.approx(predicted_factor(norm, init, "preactivation", kind), rel=0.07)
 
 
 def test_a_model_of_ones_own_is_drawn_and_measured():
@@ -138,11 +138,29 @@ def test_a_model_of_ones_own_is_drawn_and_measured():
     assert own["label"] == "ResNet" and own["curve"]["gradient"]["median"] == trace.column("gradient")
 
 
-def test_a_model_without_images_is_refused():
-    with pytest.raises(TypeError, match="a model needs both"):
-        GradientExplorer(model=resnet18(10))
-    with pytest.raises(TypeError, match="images need labels"):
-        GradientExplorer(images=torch.randn(2, 3, 32, 32))
+@pytest.mark.parametrize(
+    "given", [{"model": resnet18(10)}, {"images": torch.randn(2, 3, 32, 32)}], ids=["model", "images"]
+)
+def test_a_model_without_images_is_refused(given):
+    with pytest.raises(TypeError, match="give all three, or none"):
+        GradientExplorer(**given)
+
+
+def test_what_would_not_fit_is_refused_before_it_is_built():
+    explorer = GradientExplorer()
+    settings = {**explorer.settings, **explorer.live_defaults, "another_depth": 302, "width": 8, "batch": 512}
+    with pytest.raises(ValueError, match="would keep .* GB of outputs; allowed are 8 GB"):
+        next(explorer.recompute(settings))
+
+
+def test_what_is_not_finite_is_said_to_be(browser):
+    nothing = dict.fromkeys(("median", "least", "greatest"), [None, 1.0, 2.0])
+    curves = {name: {"gradient": nothing, "activation": nothing} for name in ("plain", "residual")}
+    answer = {"curves": curves, "title": "T", "source": "S", "settings": {"depth": 8, "width": 1, "batch": 4}}
+    page = browser.new_page()
+    (shown,) = ask_module(page, GradientExplorer, [{"settings": GradientExplorer().settings, "answer": answer}])
+    page.close()
+    assert "plain not finite, residual not finite" in shown["say"]
 
 
 def test_a_recomputation_is_what_trace_gradients_measures():

@@ -181,7 +181,8 @@ def test_recompute_names_the_device(lab, name):
 def test_recomputed_gradients_are_drawn_named_and_dropped_when_settings_change(lab):
     explorer = lab.explorer("gradients")
     explorer.locator('[data-setting="depth"]').select_option(label="20")
-    explorer.locator('[data-setting="seeds"][type="number"]').fill("2")
+    explorer.locator('[data-setting="seeds"][type="range"]').press("ArrowLeft")
+    assert explorer.locator('[data-setting="seeds"][type="number"]').input_value() == "2"
     lab.recompute("gradients")
     lab.status("gradients", "2 of 2 seeds")
     assert "Recomputed: PyTorch" in explorer.locator(".rbw-picture").inner_text()
@@ -190,6 +191,8 @@ def test_recomputed_gradients_are_drawn_named_and_dropped_when_settings_change(l
     answer = f"list(gradients.recompute({settings}))[-1]"
     expected = lab.evaluate(f"{answer}['curves']['plain']['gradient']['median'][0]")
     assert eval(first)[0][0] == pytest.approx(float(expected), rel=1e-4)
+    explorer.locator('[data-setting="block"][type="range"]').press("ArrowRight")
+    assert "Recomputed" in explorer.locator(".rbw-picture").inner_text(), "reading off a block keeps what was computed"
     explorer.locator('[data-setting="init"]').select_option(label="He")
     assert "Recorded" in explorer.locator(".rbw-picture").inner_text()
 
@@ -207,6 +210,22 @@ def test_a_second_request_replaces_the_first(lab):
     lab.page.wait_for_timeout(1500)
     assert "1 of 1 seeds" in explorer.locator(".rbw-status").inner_text()
     assert explorer.locator("tr[data-numbers]").count() == 9
+
+
+def test_a_change_while_computing_stops_the_kernel(lab):
+    explorer = lab.explorer("gradients")
+    explorer.locator('[data-do="reset"]').click()
+    explorer.locator('[data-setting="seeds"][type="number"]').fill("5")
+    lab.recompute("gradients")
+    lab.status("gradients", "1 of 5 seeds")
+    explorer.locator('[data-setting="depth"]').select_option(label="32")
+    assert explorer.locator(".rbw-status").inner_text() == ""
+    assert "Recorded" in explorer.locator(".rbw-picture").inner_text()
+    for _ in range(20):  # it ends after the step that it is in
+        if lab.evaluate("gradients.newest, gradients.task.done()") == "None True":
+            return
+        lab.page.wait_for_timeout(200)
+    pytest.fail("the kernel goes on computing")
 
 
 def test_a_failing_recomputation_shows_its_message_and_keeps_the_picture(lab):

@@ -147,9 +147,9 @@ def test_recompute_runs_the_block(preset):
     explorer = BlockWorkshop(preset)
     *_, answer = explorer.recompute({**explorer.settings, "size": 9, "batch": 2})
     block, size = block_of(sent(explorer.settings)[-1])
-    assert answer["output"] == [2, *trace_shapes(block, (size[0], 9, 9)).output]
-    assert answer["parameters"] == explorer.table().parameters
-    assert 0 < answer["ratio"] < 10 and f"{answer['parameters']:,} parameters" in answer["status"]
+    output = "×".join(map(str, [2, *trace_shapes(block, (size[0], 9, 9)).output]))
+    assert f" to {output} and back" in answer["status"]
+    assert f"{explorer.table().parameters:,} parameters" in answer["status"]
     assert f"{explorer.table().parameters:,}" in explorer.summary()
 
 

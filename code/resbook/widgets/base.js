@@ -39,8 +39,11 @@ const bytes = (value) => {
 };
 // A formula as MathML, which every browser draws itself. Strings are split into numbers, names and signs; arrays are rows.
 const token = (text) => mathml(/^[\d.,\s]+$/.test(text) ? "mn" : /^\p{L}/u.test(text) ? "mi" : "mo", {}, text.trim());
+const power = (base, exponent) => mathml("msup", {}, row(base), row(exponent));
+const lowered = (text) => [...text].map((c) => "-0123456789"["⁻⁰¹²³⁴⁵⁶⁷⁸⁹".indexOf(c)]).join("").replace("-", "−");
 const row = (...parts) => mathml("mrow", {}, parts.flatMap((part) =>
-  part instanceof Node ? [part] : (String(part).match(/\d[\d.,]*|\p{L}+|[^\s\d\p{L}]/gu) ?? []).map(token)));
+  part instanceof Node ? [part] : (String(part).match(/10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+|\d[\d.,]*|\p{L}+|[^\s\d\p{L}]/gu) ?? [])
+    .map((text) => (/^10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]/.test(text) ? power("10", lowered(text.slice(2))) : token(text)))));
 const fraction = (over, under) => mathml("mfrac", {}, row(over), row(under));
 const formula = (...parts) => mathml("math", { display: "block" }, row(...parts));
 
@@ -54,9 +57,9 @@ function logAxis(low, high, start, end, count = 7) {
 }
 const points = (pairs) => pairs.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join(" ");
 
-function tableOf({ caption, head, rows, text = 1 }) {
+function tableOf({ head, rows, text = 1 }, label) {
   const cell = (value, i, tag, scope) => html(tag, { scope, class: i < text ? "rbw-text" : null }, value);
-  return html("table", {}, html("caption", {}, caption),
+  return html("table", { "aria-label": label },
     html("thead", {}, html("tr", {}, head.map((value, i) => cell(value, i, "th", "col")))),
     html("tbody", {}, rows.map((values) => {
       const attributes = values.attributes ?? {};
@@ -81,7 +84,7 @@ function controlOf(spec, change) {
   const slider = html("input", { type: "range", ...limits, ...name, oninput: () => change(+slider.value) });
   const field = html("input", { type: "number", ...limits, ...name, inputmode: "decimal", "aria-label": `${spec.label}, exact`,
     oninput: () => field.value !== "" && field.validity.valid && change(+field.value), onchange: () => show(+slider.value) });
-  const show = (v) => { slider.value = v; if (!field.matches(":focus") || +field.value !== v) field.value = v; };
+  const show = (v) => { slider.value = v; if (!field.matches(":focus") || +field.value !== v) field.value = slider.value; };
   const limit = (most) => { slider.max = field.max = most; };
   return { element: html("label", {}, html("span", {}, spec.label), html("span", { class: "rbw-range" }, slider, field)), show, limit };
 }
@@ -89,7 +92,7 @@ function controlOf(spec, change) {
 function render({ model, el }) {
   const page = model.get("page"), { show, describe } = explore(page.data);
   const initial = model.get("settings");
-  let local = {}, answer = null, request = 0, waiting = null, code = "";
+  let local = {}, answer = null, request = null, waiting = null, speaking = null, busy = false, code = "", drawn = initial;
   const live = { ...page.live_defaults };
 
   const set = (changes) => {
@@ -97,19 +100,22 @@ function render({ model, el }) {
     try { model.save_changes(); } catch (error) { console.warn("the kernel does not hear:", error); }
   };
   const keep = (changes) => { local = { ...local, ...changes }; draw(); };
-  const open = (settings) => { local = { pinned: local.pinned }; set({ ...page.defaults, ...settings }); };
+  const open = (settings) => { local = { pinned: local.pinned }; forget(); set({ ...page.defaults, ...settings }); draw(); };
 
   const controls = Object.fromEntries(page.controls.map((spec) => [spec.name, controlOf(spec, (v) => set({ [spec.name]: v }))]));
   const presets = page.presets.map(([name, label, settings]) =>
     html("button", { type: "button", "data-preset": name, onclick: () => open(settings) }, label));
-  const pin = html("button", { type: "button", "data-do": "pin", "aria-pressed": "false", onclick: () => {
+  const pin = html("button", { type: "button", "data-do": "pin", onclick: () => {
     const settings = model.get("settings");
-    keep({ pinned: local.pinned ? null : { settings, answer, label: describe(settings) } });
+    keep({ pinned: local.pinned ? null : { settings, answer, label: answer?.title ?? describe(settings) } });
   } }, "Pin to compare");
-  const reset = html("button", { type: "button", "data-do": "reset", onclick: () => { local = {}; set(initial); draw(); } }, "Reset");
+  const reset = html("button", { type: "button", "data-do": "reset", onclick: () => { local = {}; forget(); set(initial); draw(); } }, "Start over");
 
-  const picture = html("div", { class: "rbw-picture" }), say = html("p", { class: "rbw-say", "aria-live": "polite" });
+  // What is said is read aloud once a change has settled, not at every step of a slider.
+  const picture = html("div", { class: "rbw-picture" }), say = html("p", { class: "rbw-say" });
+  const aloud = html("p", { class: "rbw-aloud", "aria-live": "polite" });
   const detail = html("div", { class: "rbw-detail" });
+  const caption = html("p", { class: "rbw-caption" });
   const table = html("div", { class: "rbw-scroll", tabindex: 0, role: "region", "aria-label": `${page.title}: table` });
   // No <pre>: the theme's script takes those that need not scroll out of the order of the Tab key, and they may scroll later.
   const listing = html("code", { class: "rbw-code", tabindex: 0, role: "group", "aria-label": "Python code" });
@@ -125,27 +131,37 @@ function render({ model, el }) {
   } }, "Copy as PyTorch");
   const status = html("span", { role: "status", class: "rbw-status" });
   const compute = html("button", { type: "button", "data-do": "recompute", onclick: ask }, "Recompute in PyTorch");
-  const liveControls = page.live_controls.map((spec) => controlOf(spec, (v) => { live[spec.name] = v; }));
-  page.live_controls.forEach((spec, i) => liveControls[i].show(live[spec.name]));
+  const liveControls = page.live_controls.map((spec) => {
+    const control = controlOf(spec, (v) => { live[spec.name] = v; control.show(v); });
+    control.show(live[spec.name]);
+    return control;
+  });
   const kernel = html("div", { class: "rbw-kernel", hidden: true },
     html("div", { class: "rbw-controls" }, liveControls.map((c) => c.element)), compute, " ", status);
 
+  const numbers = html("details", { open: page.data.table_open, ontoggle: () => drawTable() }, html("summary", {}, "Numbers as a table"), caption, table);
   const root = html("div", { class: "rbw rbw-root", role: "group", "aria-label": page.title },
     html("div", { class: "rbw-buttons", role: "group", "aria-label": "Examples" }, presets),
+    picture, say, aloud,
     html("div", { class: "rbw-controls" }, page.controls.map((spec) => controls[spec.name].element)),
-    picture, say, html("div", { class: "rbw-buttons" }, pin, reset), detail, kernel,
-    html("details", { open: page.data.table_open }, html("summary", {}, "Numbers as a table"), table),
-    html("details", {}, html("summary", {}, "The same in Python"), listing, copy, copied));
+    html("div", { class: "rbw-buttons" }, pin, reset), kernel,
+    ...(page.data.table_open ? [numbers, detail] : [detail, numbers]), // a table that is worked with comes first
+    html("details", {}, html("summary", {}, "In Python"), listing, copy, copied));
   el.append(root);
 
   let shown = {}, width = 0;
   function draw() {
     const started = performance.now(), settings = model.get("settings");
     const scope = root.getRootNode(), focused = root.contains(scope.activeElement) && scope.activeElement.dataset.key;
+    drawn = settings;
     shown = show({ settings, local, keep, set, width: width || 640, answer });
     picture.replaceChildren(shown.picture);
-    if (say.textContent !== shown.say) say.textContent = shown.say;
-    table.replaceChildren(tableOf(shown.table));
+    if (say.textContent && say.textContent !== shown.say) {
+      clearTimeout(speaking);
+      speaking = setTimeout(() => { aloud.textContent = say.textContent; }, 700);
+    }
+    say.textContent = shown.say;
+    drawTable();
     detail.replaceChildren(...[shown.detail ?? []].flat());
     listing.textContent = code = shown.code;
     copied.textContent = "";
@@ -155,15 +171,25 @@ function render({ model, el }) {
       control.element.hidden = shown.hide?.includes(name) ?? false;
     }
     pin.textContent = local.pinned ? `Unpin “${local.pinned.label}”` : "Pin to compare";
-    pin.setAttribute("aria-pressed", String(Boolean(local.pinned)));
     presets.forEach((button, i) => {
       const wanted = { ...page.defaults, ...page.presets[i][2] };
       button.setAttribute("aria-pressed", String(Object.keys(wanted).every((k) => wanted[k] === settings[k])));
     });
-    // JupyterLab's own shortcuts take keys from whatever has the focus, unless that very element says no.
-    for (const element of root.querySelectorAll("button, input, select, summary, [tabindex]")) element.dataset.lmSuppressShortcuts = "true";
+    guardKeys();
     if (focused) root.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
     root.dataset.milliseconds = (performance.now() - started).toFixed(1);
+  }
+
+  // A long table takes longer than all else: not while it is closed.
+  function drawTable() {
+    if (!numbers.open) return;
+    caption.textContent = shown.table.caption;
+    table.replaceChildren(tableOf(shown.table, shown.table.caption));
+    guardKeys();
+  }
+  // JupyterLab's own shortcuts take keys from whatever has the focus, unless that very element says no.
+  function guardKeys() {
+    for (const element of root.querySelectorAll("button, input, select, summary, [tabindex]")) element.dataset.lmSuppressShortcuts = "true";
   }
 
   // Dragging: the picture is drawn anew at every move, so its frame listens.
@@ -173,34 +199,41 @@ function render({ model, el }) {
   };
   const stopDragging = () => { picture.onpointermove = null; };
   picture.addEventListener("pointerdown", (event) => {
-    if (!shown.drag?.(...point(event))) return;
+    if (event.button || !shown.drag?.(...point(event))) return;
     event.preventDefault();
     picture.setPointerCapture(event.pointerId);
     picture.onpointermove = (move) => set(shown.drag(...point(move), true) ?? {});
+    set(shown.drag(...point(event)));
   });
-  picture.addEventListener("pointerup", stopDragging);
-  picture.addEventListener("pointercancel", stopDragging);
+  picture.addEventListener("lostpointercapture", stopDragging); // released, or taken away
 
   // The kernel. Nothing above needs one.
+  function tell(message) {
+    try {
+      model.send(message);
+      return true;
+    } catch {
+      return false;
+    }
+  }
   function ask() {
     clearTimeout(waiting);
     status.textContent = "Computing …";
-    waiting = setTimeout(() => { status.textContent = "No answer yet: the kernel is busy, or gone. What you see stays usable."; }, 8000);
-    try {
-      model.send({ request: ++request, settings: { ...model.get("settings"), ...live } });
-    } catch (error) {
-      clearTimeout(waiting);
-      status.textContent = `The kernel cannot be reached (${error.message}). What you see stays usable.`;
-    }
+    const silent = () => { status.textContent = "No answer yet: the kernel is busy, or gone. What you see stays usable."; };
+    request = Math.random(); // unlike any other view's, or any before this page was loaded
+    busy = tell({ request, settings: { ...model.get("settings"), ...live } });
+    if (busy) waiting = setTimeout(silent, 8000);
+    else status.textContent = "The kernel cannot be reached. What you see stays usable.";
   }
   const receive = (message) => {
-    if (message.device) {
+    if (message.device && kernel.hidden) {
       kernel.hidden = false;
       status.textContent = message.device;
     }
-    if (message.request !== request) return; // the answer to a question that is no longer asked
+    if (request === null || message.request !== request) return; // the answer to a question that is no longer asked
     clearTimeout(waiting);
-    if (message.error) status.textContent = message.error;
+    if (message.error || message.done) busy = false;
+    if (message.error) status.textContent = message.error; // and the last picture stays
     if (message.answer) {
       answer = message.answer;
       status.textContent = answer.status ?? "";
@@ -208,14 +241,20 @@ function render({ model, el }) {
     }
   };
   const changed = () => {
-    if (answer) status.textContent = "";
-    request += answer || waiting ? 1 : 0; // what is still being computed is for other settings
-    answer = null;
+    const settings = model.get("settings"), same = (name) => settings[name] === drawn[name] || page.readouts.includes(name);
+    if (!Object.keys(settings).every(same)) forget();
     draw();
   };
+  // What was computed, or still is, was for other settings.
+  function forget() {
+    clearTimeout(waiting);
+    status.textContent = "";
+    if (busy) tell({ stop: true });
+    [answer, busy, request] = [null, false, null];
+  }
   model.on("msg:custom", receive);
   model.on("change:settings", changed);
-  try { model.send({ hello: true }); } catch { /* no kernel: its part stays hidden */ }
+  tell({ hello: true }); // without an answer the kernel's part stays hidden
 
   // A link in the prose, such as #gradients-vanishing, opens that preset.
   const follow = (hash) => {
@@ -223,10 +262,12 @@ function render({ model, el }) {
     if (preset) open(preset[2]);
     return Boolean(preset);
   };
-  const clicked = (event) => {
+  const navigated = () => follow(location.hash);
+  const clicked = (event) => { // a second time on the same link: no navigation
     const link = event.target.closest?.("a[href]");
-    if (link && link.hash && link.pathname === location.pathname) follow(link.hash);
+    if (link?.hash && link.href === location.href) follow(link.hash);
   };
+  window.addEventListener("hashchange", navigated);
   document.addEventListener("click", clicked);
   const observer = new ResizeObserver(() => {
     const now = Math.floor(picture.clientWidth);
@@ -236,7 +277,9 @@ function render({ model, el }) {
   draw();
   if (follow(location.hash)) root.scrollIntoView();
   return () => {
+    forget();
     observer.disconnect();
+    window.removeEventListener("hashchange", navigated);
     document.removeEventListener("click", clicked);
     model.off("msg:custom", receive);
     model.off("change:settings", changed);
@@ -246,7 +289,8 @@ function render({ model, el }) {
 // Without a kernel: put the module onto every place of this name in the page, each with the state it carries.
 function mountAll(name) {
   for (const place of document.querySelectorAll(`[data-explorer="${name}"]:not([data-mounted])`)) {
-    const state = JSON.parse(place.querySelector("script").textContent), listeners = {};
+    const listeners = {}, el = document.createElement("div"), fallback = [...place.childNodes];
+    let state = {};
     const model = {
       get: (key) => state[key],
       set: (key, value) => { state[key] = value; (listeners[`change:${key}`] ?? []).forEach((f) => f()); },
@@ -255,11 +299,10 @@ function mountAll(name) {
       on: (event, f) => (listeners[event] ??= []).push(f),
       off: () => {},
     };
-    const el = document.createElement("div");
     place.dataset.mounted = "true";
-    const fallback = [...place.childNodes];
     place.append(el);
     try {
+      state = JSON.parse(place.querySelector("script").textContent);
       render({ model, el });
       fallback.forEach((node) => node.remove());
     } catch (error) { // the picture and the table stay

@@ -1,28 +1,26 @@
 """What all explorers share: controls that are declared once, and one output that is shown three ways.
 
 * With a kernel (JupyterLab, Notebook 7, VS Code, Colab) an explorer is an ordinary anywidget.
-* Without one (the built book, a notebook reopened) the ``text/html`` of the same output mounts the same ES module on
-  a stand-in for the kernel's side. It needs nothing else: no library, no request, no state stored in the notebook.
+* Without one (the built book, a notebook turned into a page) the ``text/html`` of the same output mounts the same ES
+  module on a stand-in for the kernel's side. It needs nothing else: no library, no request, no stored state.
 * Without JavaScript the picture, the sentence and the table that Python put into that ``text/html`` remain; an
   untrusted notebook in JupyterLab strips the drawing, too. Where there is only text, the sentence is left.
 """
 
 import asyncio
 import json
-import math
 from html import escape
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
 import anywidget
-import torch
 import traitlets
 
-from resbook.arithmetic import check_integer
-from resbook.device import default_device
+from resbook.device import default_device, device_text
 
 FOLDER = Path(__file__).parent
+MOST_BYTES, MOST_MACS = 8e9, 2e12  # of one step of a recomputation: a kernel that runs out of memory says no word
 PAUSE = 0.01  # seconds between two steps of a recomputation, in which the kernel hears of a newer request
 
 
@@ -34,8 +32,10 @@ class Choice(NamedTuple):
     options: dict
 
     def check(self, value):
-        if not any(type(value) is type(option) and value == option for option in self.options):  # True is not 1 here
-            raise ValueError(f"{self.name} must be one of {', '.join(map(repr, self.options))}, got {value!r}")
+        for option in self.options:
+            if value is option or (_plain_type(value) is type(option) and value == option):  # True is not 1 here
+                return option
+        raise ValueError(f"{self.name} must be one of {', '.join(map(repr, self.options))}, got {value!r}")
 
     def spec(self):
         options = [[value, text] for value, text in self.options.items()]
@@ -43,7 +43,7 @@ class Choice(NamedTuple):
 
 
 class Range(NamedTuple):
-    """A control for a number from ``least`` to ``most`` in steps of ``step``; whole numbers if the step is one."""
+    """A control for a number from ``least`` to ``most`` in steps of ``step``: whole numbers if the step is one."""
 
     name: str
     label: str
@@ -52,12 +52,12 @@ class Range(NamedTuple):
     step: float = 1
 
     def check(self, value):
-        if isinstance(self.step, int):
-            check_integer(self.name, value, self.least)
-        elif isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-            raise TypeError(f"{self.name} must be a number from {self.least} to {self.most}, got {value!r}")
+        kind, what = (int, "a whole number") if isinstance(self.step, int) else (float, "a number")
+        if _plain_type(value) not in (int, kind):
+            raise TypeError(f"{self.name} must be {what} from {self.least} to {self.most}, got {value!r}")
         if not self.least <= value <= self.most:
             raise ValueError(f"{self.name} must be from {self.least} to {self.most}, got {value!r}")
+        return int(value) if _plain_type(value) is int else float(value)
 
     def spec(self):
         return {"kind": "range", **self._asdict()}
@@ -72,9 +72,25 @@ class Switch(NamedTuple):
     def check(self, value):
         if not isinstance(value, bool):
             raise TypeError(f"{self.name} must be True or False, got {value!r}")
+        return value
 
     def spec(self):
         return {"kind": "switch", **self._asdict()}
+
+
+def _plain_type(value):
+    """Return the Python type that stands for a value's, also for NumPy's numbers."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return int if isinstance(value, Integral) else float
+    return type(value)
+
+
+def check_work(kept, macs, what):
+    """Raise ValueError, which the page shows, if a step would keep too many bytes or, without a GPU, take too long."""
+    if kept > MOST_BYTES:
+        raise ValueError(f"{what} would keep {kept / 1e9:,.0f} GB of outputs; allowed are {MOST_BYTES / 1e9:.0f} GB")
+    if macs > MOST_MACS and default_device().type == "cpu":
+        raise ValueError(f"{what} would take {macs:.1e} MACs; without a GPU, allowed are {MOST_MACS:.0e}")
 
 
 class Explorer(anywidget.AnyWidget):
@@ -82,8 +98,9 @@ class Explorer(anywidget.AnyWidget):
 
     Class attributes: ``name`` (of its JavaScript file, and of the anchors that prose links to), ``title``,
     ``controls``, ``defaults`` (a value for every control), ``presets`` (name -> (label, the settings that differ from
-    the defaults)), and ``live_controls`` with ``live_defaults``, for what only a kernel can change. Methods:
-    :meth:`data`, :meth:`summary`, :meth:`picture`, :meth:`table` and :meth:`recompute`.
+    the defaults)), ``readouts`` (names of controls that only read off what is shown), and ``live_controls`` with
+    ``live_defaults``, for what only a kernel can change. Methods: :meth:`data`, :meth:`summary`, :meth:`picture`,
+    :meth:`table` and :meth:`recompute`.
 
     Args:
         preset: name of one of ``presets`` to open with. Default: the first.
@@ -95,7 +112,7 @@ class Explorer(anywidget.AnyWidget):
     """
 
     name, title, controls, live_controls = "", "", (), ()
-    defaults, live_defaults, presets = {}, {}, {}
+    defaults, live_defaults, presets, readouts = {}, {}, {}, ()
 
     # ipywidgets 7 (Colab) would show this instead of the bundle below.
     _ipython_display_ = None
@@ -144,31 +161,36 @@ class Explorer(anywidget.AnyWidget):
         for name in settings:
             if name not in known:
                 raise TypeError(f"{type(self).__name__} has no setting {name!r}; there are {', '.join(known)}")
-        for name, control in known.items():
-            control.check(settings[name])
-        return settings
+        missing = [name for name in known if name not in settings]
+        if missing:
+            raise ValueError(f"settings must hold a value for each control; there is none for {', '.join(missing)}")
+        return {name: control.check(settings[name]) for name, control in known.items()}
 
     @traitlets.validate("settings")
     def _validate(self, proposal):
         return self.checked(proposal["value"])
 
     def _page(self):
-        return {
+        page = {
             "name": self.name,
             "title": self.title,
             "controls": [control.spec() for control in self.controls],
             "live_controls": [control.spec() for control in self.live_controls],
             "defaults": self.defaults,
             "live_defaults": self.live_defaults,
+            "readouts": list(self.readouts),
             "presets": [[name, label, settings] for name, (label, settings) in self.presets.items()],
             "data": self.data(),
         }
+        return json.loads(json.dumps(page))  # a copy, which nobody shares
 
     def _receive(self, widget, content, buffers):
         if content.get("hello"):
-            self.send({"device": f"PyTorch {torch.__version__.split('+')[0]} on {default_device()}"})
+            self.send({"device": device_text()})
             return
-        self.newest = content["request"]
+        self.newest = content.get("request")  # None: what is being computed is no longer wanted
+        if self.newest is None:
+            return
         work = self._answer(self.newest, content["settings"])
         try:
             asyncio.get_running_loop()
@@ -179,9 +201,8 @@ class Explorer(anywidget.AnyWidget):
 
     async def _answer(self, request, settings):
         try:
-            for control in (*self.controls, *self.live_controls):
-                control.check(settings[control.name])
-            for answer in self.recompute(settings):
+            controls = {control.name: control for control in (*self.controls, *self.live_controls)}
+            for answer in self.recompute({name: control.check(settings[name]) for name, control in controls.items()}):
                 self.send({"request": request, "answer": answer})
                 await asyncio.sleep(PAUSE)
                 if request != self.newest:
@@ -193,22 +214,21 @@ class Explorer(anywidget.AnyWidget):
 
     def static_html(self):
         """Return the output that needs no kernel: picture and table, and the module that replaces them."""
+        # In a script element, "</" would end it and "<!--" hide it; inside strings the escapes mean the same.
         state = json.dumps({"settings": self.settings, "page": self.page}, sort_keys=True, separators=(",", ":"))
+        state = state.replace("<", "\\u003c")
+        module = self._esm.replace("</", "<\\/").replace("<!--", "<\\!--")
         anchors = "".join(f'<span id="{self.name}-{preset}"></span>' for preset in self.presets)
         return (
             f'<div class="rb rbw">{anchors}<style>{self._css}</style>'
             f'<div data-explorer="{self.name}">'
             f'<figure role="group" aria-label="{escape(self.title)}">{self.picture().html()}'
             f"<figcaption>{escape(self.summary())}</figcaption></figure>{self.table()._repr_html_()}"
-            f'<script type="application/json">{_inside_script(state)}</script></div>'
-            f'<script type="module">\n{_inside_script(self._esm)}mountAll("{self.name}");\n</script></div>'
+            "<noscript><p>Without JavaScript, this is the opening example alone.</p></noscript>"
+            f'<script type="application/json">{state}</script></div>'
+            f'<script type="module">\n{module}mountAll("{self.name}");\n</script></div>'
         )
 
     def _repr_mimebundle_(self, **kwargs):
         data, metadata = super()._repr_mimebundle_(**kwargs)  # metadata: where Colab finds its widget manager
         return {**data, "text/html": self.static_html(), "text/plain": self.summary()}, metadata
-
-
-def _inside_script(text):
-    """Escape what would end or hide a script element; in strings of JSON and JavaScript it means the same."""
-    return text.replace("</", "<\\/").replace("<!--", "<\\!--")

@@ -24,9 +24,9 @@ function explore(data) {
     const s = Math.sqrt(used.variance + epsilon), centred = x.map((v) => v - used.mean), hat = centred.map((v) => v / s);
     const g = hat.map((h, i) => ({ equal: 1, one: i === batch - 1 ? 1 : 0, xhat: h, alternating: i % 2 ? -1 : 1 })[pattern]);
     const shifted = g.map((v) => v - mean(g)), along = dot(g, hat) / batch;
-    const result = shifted.map((v, i) => (gamma / s) * (training ? v - hat[i] * along : g[i]));
+    const left = shifted.map((v, i) => v - hat[i] * along), result = (training ? left : g).map((v) => (gamma / s) * v);
     const stages = [x, centred, hat, hat.map((v) => gamma * v + beta)];
-    return { ...used, settings, training, s, hat, stages, g, shifted, along, result, refused: training && batch === 1 };
+    return { ...used, settings, training, s, hat, stages, g, shifted, left, along, result, refused: training && batch === 1 };
   }
 
   // Which maps share mean and variance with the marked one, and how many values that makes.
@@ -46,7 +46,8 @@ function explore(data) {
   const number = (v, digits = 2) =>
     Math.abs(v) < 1e-12 ? "0" : Math.abs(v) < 0.5 * 10 ** -digits ? short(v, 2) : signed(v.toFixed(digits)); // below: rounding
   const one = (v) => signed(v.toFixed(1));
-  const plus = (v) => `${v < 0 ? "−" : "+"} ${number(Math.abs(v))}`;
+  const given = (v) => signed(`${+v.toFixed(2)}`); // a setting, as it was set
+  const plus = (v, text = number) => `${v < 0 ? "−" : "+"} ${text(Math.abs(v))}`;
   const plural = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
   const nameOf = (k, batch) => `x${"₁₂₃₄₅₆₇₈"[k]}${k === batch - 1 ? " ◆" : ""}`;
   const modeOf = ({ mode, steps }) => (mode === "training" ? "Training" : `Evaluation after ${plural(steps, "step")} of training`);
@@ -62,7 +63,7 @@ function explore(data) {
     if (settings.view === "axes") return aboutAxes(settings);
     const { view, batch, outlier, beta, pattern } = settings, used = `mean ${number(n.mean)} and variance ${number(n.variance)}`;
     if (n.refused) {
-      return `Training with a single value: it is its own mean and the variance is 0, so x̂ is 0 whatever the value. The output would be β = ${number(beta)}` +
+      return `Training with a single value: it is its own mean and the variance is 0, so x̂ is 0 whatever the value. The output would be β = ${given(beta)}` +
         `${view === "gradient" ? ", the gradient 0" : ""}; but PyTorch refuses. ValueError: ${refusal}`;
     }
     if (view === "gradient") {
@@ -86,16 +87,18 @@ function explore(data) {
       `${perMean(layer, settings)} values for each mean, ${plural(count, "mean")}.${same} ${running_} The output for one image ${others}.`;
   }
 
+  // In evaluation the other values of the batch change nothing, nor does the movable one change g, unless g is made of it.
   const unused = {
-    values: ({ mode }) => ["layer", "groups", "pattern", "channel", "image", ...(mode === "training" ? ["momentum", "steps"] : ["gamma", "beta"])],
+    values: ({ mode }) => ["layer", "groups", "pattern", "channel", "image", ...(mode === "training" ? ["momentum", "steps"] : ["batch"])],
     axes: ({ layer }) => ["mode", "pattern", "outlier", "gamma", "beta", "momentum", "steps", ...(layer === "group" ? [] : ["groups"])],
-    gradient: ({ mode }) => ["layer", "groups", "beta", "momentum", "channel", "image", mode === "training" ? "steps" : "outlier"],
+    gradient: ({ mode, pattern }) => ["layer", "groups", "beta", "channel", "image",
+      ...(mode === "training" ? ["momentum", "steps"] : [pattern === "xhat" ? "batch" : "outlier"])],
   };
 
   function show({ settings, local, set, width }) {
     const n = compute(settings), { pinned } = local, other = pinned && compute(pinned.settings);
     const overlaid = pinned && settings.view === "values" && pinned.settings.view === "values";
-    const most = Math.max(1e-9, ...[n, ...(other ? [other] : [])].flatMap((m) => [...m.g, ...m.shifted, ...m.result]).map(Math.abs));
+    const most = Math.max(1e-9, ...[n, ...(other ? [other] : [])].flatMap((m) => [...m.g, ...m.shifted, ...m.left, ...m.result]).map(Math.abs));
     const pictures = { values: drawValues, axes: drawAxes, gradient: drawGradient };
     const draw = (m) => pictures[m.settings.view](m, width, { pinned: overlaid && other, most, set });
     const now = draw(n), parts = [now.node];
@@ -146,7 +149,7 @@ function explore(data) {
     node.append(...draw(n));
     const { gamma, beta, outlier } = n.settings, minus = `x ${plus(-n.mean)}`, formulas = [
       ["x", `${n.training ? "" : "running: "}μ = ${number(n.mean)}, σ² = ${number(n.variance)}`], ["x − μ", `= ${minus}`],
-      ["x̂ = (x − μ) / √(σ² + ε)", `= (${minus}) / ${number(n.s)}`], ["y = γ x̂ + β", `= ${number(gamma)} · x̂ ${plus(beta)}`]];
+      ["x̂ = (x − μ) / √(σ² + ε)", `= (${minus}) / ${number(n.s)}`], ["y = γ x̂ + β", `= ${given(gamma)} · x̂ ${plus(beta, given)}`]];
     n.stages.forEach((row, i) => {
       const mu = mean(row), d = Math.sqrt(variance(row)), y = axis(i) + 14, bar = { stroke: "var(--rb-green)", "stroke-width": 2.5 };
       const tick = (v, size) => line(at(v), y - size, at(v), y + size, bar);
@@ -166,9 +169,9 @@ function explore(data) {
   function drawGradient(n, width, { most }) {
     const { batch } = n.settings, wide = width >= 560, left = wide ? 205 : 10, node = svg("g");
     const slot = Math.min(72, (width - left - 8) / batch);
-    const panels = [[n.g, "sky", "g", "as it arrives"], [n.shifted, "green", "g − mean(g)", `= g ${plus(-mean(n.g))}`],
-      [n.result, "orange", "gradient of x", "= γ/s · (g − mean(g)", "   − x̂ · mean(g x̂))"]];
-    if (!n.training) panels.splice(1, 2, [n.result, "orange", "gradient of x", "= γ/s · g"]);
+    const panels = [[n.g, "sky", "g", "as it arrives"], [n.shifted, "green", "less its mean", `= g ${plus(-mean(n.g))}`],
+      [n.left, "purple", "less its part along x̂", `= … ${plus(-n.along)} · x̂`], [n.result, "orange", "gradient of x", `= γ/s · …, γ/s = ${number(n.settings.gamma / n.s)}`]];
+    if (!n.training) panels.splice(1, 3, [n.result, "orange", "gradient of x", "= γ/s · g"]);
     let zero = 0;
     panels.forEach(([bars, colour, title, ...lines], p) => {
       zero = wide ? 52 + 104 * p : 84 + 144 * p;
@@ -228,7 +231,7 @@ function explore(data) {
     }
     const gradients = view === "gradient", columns = gradients ? [n.hat, n.g, n.shifted, n.result] : n.stages;
     const foot = (title, f) => numbered(title, columns.map(f));
-    return { caption: `${modeOf(settings)}, γ = ${number(settings.gamma)}, β = ${number(settings.beta)}. Rounding below 10⁻¹² is shown as 0.`,
+    return { caption: `${modeOf(settings)}, γ = ${given(settings.gamma)}, β = ${given(settings.beta)}. Rounding below 10⁻¹² is shown as 0.`,
       head: ["value", ...(gradients ? ["x̂", "g", "g − mean(g)", "gradient of x"] : ["x", "x − μ", "x̂", "y"])],
       rows: [...n.hat.map((_, k) => numbered(nameOf(k, batch), columns.map((list) => list[k]))),
         ...(gradients ? [foot("sum", total), foot("sum of products with x̂", (list) => dot(list, n.hat))] : [foot("mean", mean), foot("variance", variance)]),
@@ -237,37 +240,36 @@ function explore(data) {
 
   // The numbers filled into the formulas.
   const hat = () => mathml("mover", { accent: "true" }, mathml("mi", {}, "x"), mathml("mo", {}, "^"));
-  const power = (base, exponent) => mathml("msup", {}, row(base), row(exponent));
-  const bracketed = (v) => (v < 0 ? `(${number(v)})` : number(v)), p = (...parts) => html("p", {}, ...parts);
+  const fine = (v) => number(v, 4), bracketed = (v) => (v < -1e-12 ? `(${fine(v)})` : fine(v)), p = (...parts) => html("p", {}, ...parts);
   function explain(settings, n, set, overlaid) {
-    const { batch, outlier, momentum, steps, gamma, beta, view } = settings, last = (list) => number(list.at(-1));
+    const { batch, outlier, momentum, steps, gamma, beta, view } = settings, last = (list) => fine(list.at(-1));
     if (view === "axes") {
       return p(`One row for each image, one column for each channel, ${side}×${side} positions in each map; each framed set of values has one mean. `,
         "Filled: the set of the marked value ◆. Move it with the controls, or press on a map.");
     }
     if (view === "gradient") {
-      const taken = n.training ? `${last(n.g)} ${plus(-mean(n.g))} ${plus(-n.hat.at(-1))} · ${bracketed(n.along)}` : last(n.g);
-      return [p("The last value's gradient:"), formula(fraction(number(gamma), number(n.s)), `( ${taken} ) = ${last(n.result)}`),
-        p(`The layer's own parameters: ∂L/∂β = Σ g = ${number(total(n.g))} and ∂L/∂γ = Σ g x̂ = ${number(dot(n.g, n.hat))}.`)];
+      const taken = n.training ? `${last(n.g)} ${plus(-mean(n.g), fine)} ${plus(-n.hat.at(-1), fine)} · ${bracketed(n.along)}` : last(n.g);
+      return [p("The last value's gradient:"), formula(fraction(given(gamma), fine(n.s)), `( ${taken} ) = ${last(n.result)}`),
+        p(`The layer's own parameters: ∂L/∂β = Σ g = ${fine(total(n.g))} and ∂L/∂γ = Σ g x̂ = ${fine(dot(n.g, n.hat))}.`)];
     }
     const legend = p("◆ the movable value: drag it on the first line. ● the others. Green: mean ± standard deviation of what stands on that line.",
       overlaid ? " Hollow: what is pinned." : "");
     if (n.refused) return legend;
-    const root = mathml("msqrt", {}, row(`${number(n.variance)} +`, power("10", "−5")));
-    const way = [formula(hat(), "=", fraction(`${one(outlier)} ${plus(-n.mean)}`, root), `= ${last(n.hat)}`),
-      formula(`y = ${number(gamma)} · ${bracketed(n.hat.at(-1))} ${plus(beta)} = ${last(n.stages[3])}`)];
+    const root = mathml("msqrt", {}, row(`${fine(n.variance)} + 10⁻⁵`));
+    const way = [formula(hat(), "=", fraction(`${one(outlier)} ${plus(-n.mean, fine)}`, root), `= ${last(n.hat)}`),
+      formula(`y = ${given(gamma)} · ${bracketed(n.hat.at(-1))} ${plus(beta, given)} = ${last(n.stages[3])}`)];
     if (n.training) {
-      const average = (sum, result) => [fraction(number(sum), `${batch}`), `= ${number(result)}`];
+      const average = (sum, result) => [fraction(fine(sum), `${batch}`), `= ${fine(result)}`];
       return [legend, p("Mean and variance, both divided by N, and the movable value on its way:"),
         formula("μ =", ...average(total(n.stages[0]), n.mean), mathml("mspace", { width: "2em" }),
           power("σ", "2"), "=", ...average(dot(n.stages[1], n.stages[1]), n.variance)), ...way];
     }
     const update = (name, key) => formula(mathml("msub", {}, row(name), mathml("mtext", {}, "run")),
-      `= ${number(1 - momentum)} · ${number(n.before[key])} + ${number(momentum)} · ${number(seen[key])} = ${number(n[key])}`);
+      `= ${given(1 - momentum)} · ${fine(n.before[key])} + ${given(momentum)} · ${fine(seen[key])} = ${fine(n[key])}`);
     const onclick = () => set({ steps: Math.min(60, steps + 1) });
     const train = html("button", { type: "button", "data-key": "train", "data-do": "train", onclick }, "Train one step");
     return [legend, p("The running statistics begin at 0 and 1. Each step moves them toward a batch of all eight values as they stood at first: ",
-      `mean ${number(seen.mean)}, unbiased variance ${number(seen.variance)}. `, train),
+      `mean ${fine(seen.mean)}, unbiased variance ${fine(seen.variance)}. `, train),
     ...(steps ? [update("μ", "mean"), update("v", "variance")] : []), ...way];
   }
 

@@ -75,10 +75,11 @@ def measure(settings, seed, images, labels, *, width=1, device="cpu"):
     for name, value, known in (("norm", norm, NORMS), ("kind", kind, KINDS)):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # and not the generators of GPUs, which are somebody else's
     widths = tuple(width * channels for channels in (16, 32, 64))
-    model = cifar_resnet(depth, norm=NORMS[norm], order=order, widths=widths, **KINDS[kind])
-    return trace_gradients(initialize(model, init).to(device), images, labels)
+    with torch.device("cpu"):
+        model = initialize(cifar_resnet(depth, norm=NORMS[norm], order=order, widths=widths, **KINDS[kind]), init)
+    return trace_gradients(model.to(device), images, labels)
 
 
 def encode(value):

@@ -34,7 +34,7 @@ function explore(data) {
   const source = (answer) => (answer ? answer.source : record.source);
   const digits = (answer) => (answer ? 3 : 2); // the record keeps two and a half
   const text = (value, answer) => (value === null ? "not finite" : value === 0 ? "0" : short(value, digits(answer)));
-  const growth = ({ gradient: { median } }) => (median.at(-1) ? median[0] / median.at(-1) : NaN);
+  const growth = ({ gradient: { median } }) => (median[0] === null || !median.at(-1) ? null : median[0] / median.at(-1));
 
   const describe = ({ depth, norm, init, order, zero }) =>
     `depth ${depth}, ${norm === "none" ? "no normalisation" : "batch norm"}, ${{ default: "PyTorch default", xavier: "Xavier", he: "He" }[init]}` +
@@ -62,7 +62,7 @@ function explore(data) {
     picture.setAttribute("aria-label", `Two charts over the blocks on logarithmic axes: the gradient's length, and the activations' size. ${said}`);
     return {
       picture, say: said + (pinned ? ` Pinned, ${local.pinned.label}: ${ends(pinned, local.pinned.answer)}.` : ""), most: { block: count },
-      table: tableFor(curves, settings, answer), code: code(settings), detail: html("p", {}, prediction(settings, curves)),
+      table: tableFor(curves, settings, answer), code: code(settings, answer), detail: html("p", {}, prediction(settings, curves)),
       drag: (x) => {
         const inside = charts[0].position(wide ? x % (size + 16) : x);
         return inside < 0.2 || inside > count + 0.8 ? null : { block: Math.max(1, Math.min(count, Math.round(inside))) };
@@ -75,7 +75,7 @@ function explore(data) {
   function sentence(settings, curves, block, answer) {
     const at = Object.entries(curves).filter(([name]) => name !== "own")
       .map(([name, { gradient: g }]) => `${NAMES[name]} ${text(g.median[block - 1], answer)} (${text(g.least[block - 1], answer)} to ${text(g.greatest[block - 1], answer)})`);
-    return `${answer?.title ?? describe(settings).replace("d", "D")}. |dL/dx| at the first block over that at the last: ${ends(curves, answer)}. At block ${block}: ${at.join(", ")}.`;
+    return `${answer?.title ?? describe(settings).replace("d", "D")}. From the last block to the first, |dL/dx| is multiplied by: ${ends(curves, answer)}. At block ${block}: ${at.join(", ")}.`;
   }
 
   function prediction(settings, curves) {
@@ -94,8 +94,9 @@ function explore(data) {
       x += 48 + 6.4 * label.length;
     };
     for (const name of used) entry({ stroke: colour(name), "stroke-width": 2.4, "stroke-dasharray": DASHES[name] }, name === "residual" && settings.zero ? "residual, zero-init" : NAMES[name]);
+    entry({ stroke: "currentColor", "stroke-width": 9, opacity: 0.2 }, "least to greatest");
     entry({ stroke: "currentColor", "stroke-width": 1.6, "stroke-dasharray": "1.5 3.5" }, "predicted");
-    if (pinned) entry({ stroke: "currentColor", "stroke-width": 1.2, opacity: 0.6 }, "pinned (thin)");
+    if (pinned) entry({ stroke: "currentColor", "stroke-width": 1 }, "pinned (thin)");
   }
 
   function drawChart(frame, quantity, { curves, pinned, settings, block, blocks, width, height, answer }) {
@@ -104,7 +105,7 @@ function explore(data) {
     const positive = all.filter((v) => v > 0 && Number.isFinite(v)), logs = positive.map(Math.log10);
     let low = Math.floor(Math.min(...logs)), high = Math.ceil(Math.max(...logs));
     if (!positive.length) [low, high] = [-1, 1];
-    if (high - low < 3) [low, high] = [low - 1, Math.max(high, low + 2)];
+    if (high - low < 2) high = low + 2;
     const { at, ticks } = logAxis(low, high, bottom, top);
     const x = (i) => left + 8 + ((right - left - 16) * i) / Math.max(1, blocks - 1);
     const title = quantity === "gradient" ? "|dL/dx| at each block's output" : "rms of each block's output";
@@ -123,10 +124,10 @@ function explore(data) {
     const drawSet = (set, thin) => Object.entries(set).forEach(([name, curve]) => {
       const { median, least, greatest } = curve[quantity], spread = (i) => x(name === "own" ? (i * (blocks - 1)) / Math.max(1, median.length - 1) : i);
       const line = (values) => values.map((v, i) => [spread(i), place(v), v]).filter(([, , v]) => v !== null && !Number.isNaN(v));
-      const style = { fill: "none", stroke: colour(name), "stroke-dasharray": DASHES[name], "stroke-width": thin ? 1.2 : 2.4, opacity: thin ? 0.6 : 1 };
+      const style = { fill: "none", stroke: colour(name), "stroke-dasharray": DASHES[name], "stroke-width": thin ? 1 : 2.4 };
       if (!thin) frame.append(svg("polygon", { points: points([...line(least), ...line(greatest).reverse()]), fill: colour(name), opacity: 0.18 }));
       frame.append(svg("polyline", { ...style, points: points(line(median)) }));
-      if (!thin && name !== "own") frame.append(svg("circle", { cx: spread(block - 1), cy: place(median[block - 1]), r: 4, fill: colour(name) }));
+      if (!thin && name !== "own" && median[block - 1] !== null) frame.append(svg("circle", { cx: spread(block - 1), cy: place(median[block - 1]), r: 4, fill: colour(name) }));
       if (!thin && median.some((v) => v === 0)) frame.append(svg("text", { x: spread(median.indexOf(0)) + 2, y: bottom - 5, "font-size": 11 }, `exactly 0 (${NAMES[name]})`));
     });
     if (pinned) drawSet(pinned, true);
@@ -154,16 +155,19 @@ function explore(data) {
       head: ["block", "|dL/dx| plain", "|dL/dx| residual", "rms plain", "rms residual"] };
   }
 
-  function code({ depth, norm, init, order, zero }) {
-    const options = [norm === "none" ? "norm=nn.Identity" : null, order === "original" ? null : `order="${order}"`].filter(Boolean);
-    return `import torch
+  function code({ depth, norm, init, order, zero }, answer) {
+    const { width = 1, batch = 32 } = answer?.settings ?? {};
+    const options = [width === 1 ? null : `widths=(${16 * width}, ${32 * width}, ${64 * width})`, norm === "none" ? "norm=nn.Identity" : null, order === "original" ? null : `order="${order}"`].filter(Boolean);
+    return `# One such measurement, with noise for images: expect the same powers of ten, not the same digits.
+import torch
 from torch import nn
 from resbook import cifar_resnet, default_device, initialize, trace_gradients
 
-images, labels = torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
+torch.manual_seed(0)
+images, labels = torch.randn(${batch}, 3, 32, 32), torch.randint(10, (${batch},))
 for kind in ({"residual": False}, {${zero ? '"zero_init": True' : ""}}):
     torch.manual_seed(0)
-    model = cifar_resnet(${[depth, ...options, "**kind"].join(", ")})
+    model = cifar_resnet(${[answer?.settings.depth ?? depth, ...options, "**kind"].join(", ")})
     initialize(model, "${init}").to(default_device())
     print(trace_gradients(model, images, labels))
 `;

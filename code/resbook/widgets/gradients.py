@@ -7,15 +7,17 @@ from statistics import median
 
 import torch
 
-from resbook.device import default_device
+from resbook.device import default_device, device_text
 from resbook.gradients import trace_gradients
+from resbook.networks import cifar_resnet
 from resbook.pictures import line_style, new_figure, picture_of
+from resbook.shapes import trace_shapes
 from resbook.tables import Table
-from resbook.widgets.base import Choice, Explorer, Range, Switch
+from resbook.widgets.base import Choice, Explorer, Range, Switch, check_work
 from resbook.widgets.gradient_grid import AXES, GRID, KINDS, NORMS, Settings, decode, measure, read_codes
 
 VARIANCE = {"default": 1 / 3, "xavier": 1, "he": 2}  # of a weight, times the number of inputs of its layer
-AS_ABOVE = 2  # the one 6n + 2 that is no network
+AS_ABOVE, DEEPEST = 2, 302  # 2 is the one 6n + 2 that is no network
 
 
 @cache
@@ -54,12 +56,12 @@ class GradientExplorer(Explorer):
     Without a kernel it shows the record ``gradient_grid.json``; with one it measures anew, on the GPU if there is one.
 
     Args:
-        preset: "vanishing" (default), "exploding", "growing", "tame", "zero-init" or "preactivation".
+        preset: "vanishing" (default), "exploding", "growing", "tame", "preactivation" or "zero-init".
         model: a network of the reader's own, drawn beside the others; any that :func:`trace_gradients` takes.
-        images: float tensor ``(N, C, H, W)`` for ``model``, and for every recomputation. Default: noise.
+        images: float tensor ``(N, C, H, W)`` for ``model``. The other networks, recomputed, are given noise.
         labels: int64 tensor ``(N,)`` that belongs to ``images``.
         **settings: depth (20, 32, 44, 56, 110), norm ("none", "batch"), init ("default", "xavier", "he"), order
-            ("original", "preactivation"), zero (False), block (1 to 54).
+            ("original", "preactivation"), zero (False), block (1 to 150; beyond the last it means the last).
 
     Raises:
         TypeError: a setting is unknown or of the wrong type, or a model comes without images and labels.
@@ -73,10 +75,11 @@ class GradientExplorer(Explorer):
         Choice("init", "Initialisation", {"default": "PyTorch default", "xavier": "Xavier", "he": "He"}),
         Choice("order", "Order in the block", {"original": "post-activation", "preactivation": "pre-activation"}),
         Switch("zero", "Residual branches start at zero"),
-        Range("block", "Read off at block", 1, 54),
+        Range("block", "Read off at block", 1, (DEEPEST - AS_ABOVE) // 2),
     )
+    readouts = ("block",)
     live_controls = (
-        Range("another_depth", "Another depth (2: as above)", AS_ABOVE, 302, 6),
+        Range("another_depth", "Another depth (2: as above)", AS_ABOVE, DEEPEST, 6),
         Range("width", "Times as wide", 1, 8),
         Range("batch", "Images in the batch", 2, 512),
         Range("seeds", "Seeds", 1, 5),
@@ -87,14 +90,14 @@ class GradientExplorer(Explorer):
         "vanishing": ("Plain vanishes", {}),
         "exploding": ("A shortcut explodes", {"init": "he"}),
         "growing": ("Plain with batch norm grows", {"norm": "batch", "init": "he"}),
-        "tame": ("Residual with batch norm, 110 layers", {"norm": "batch", "init": "he", "depth": 110}),
-        "zero-init": ("Branches that start at zero", {"norm": "batch", "init": "he", "zero": True}),
+        "tame": ("Residual with batch norm stays tame", {"norm": "batch", "init": "he", "depth": 110}),
         "preactivation": ("Pre-activation, as predicted", {"init": "he", "order": "preactivation"}),
+        "zero-init": ("Branches that start at zero", {"norm": "batch", "init": "he", "zero": True}),
     }
 
     def __init__(self, preset=None, *, model=None, images=None, labels=None, **settings):
-        if (images is None) != (labels is None) or (model is not None and images is None):
-            raise TypeError("model, images and labels go together: images need labels, and a model needs both")
+        if len({value is None for value in (model, images, labels)}) > 1:
+            raise TypeError("model, images and labels go together: give all three, or none")
         self.model, self.images, self.labels = model, images, labels
         super().__init__(preset, **settings)
 
@@ -104,7 +107,8 @@ class GradientExplorer(Explorer):
         kept = {key: record[key] for key in ("quantities", "statistics", "data")}
         kept["axes"] = list(record["axes"].values())  # a list keeps its order
         version = about["torch"].split("+")[0]
-        kept["source"] = f"Recorded {about['date']}: PyTorch {version}, CPU, CIFAR-10 images, 5 seeds."
+        images = "CIFAR-10 test images (a JPEG copy), batches of 32, 5 seeds"
+        kept["source"] = f"Recorded {about['date']}: PyTorch {version}, CPU, {images}."
         kinds = [
             (norm, init, order, kind)
             for norm in NORMS
@@ -128,7 +132,7 @@ class GradientExplorer(Explorer):
         s = self.settings
         options = f"norm {s['norm']}, init {s['init']}, {s['order']} order" + (", zero-init" if s["zero"] else "")
         return (
-            f"|dL/dx| at the first block over that at the last, depth {s['depth']}, {options}: "
+            f"Depth {s['depth']}, {options}. From the last block to the first, |dL/dx| is multiplied by: "
             f"plain {growths['plain']:.1e}, residual {growths['residual']:.1e} (medians of 5 seeds)."
         )
 
@@ -151,34 +155,32 @@ class GradientExplorer(Explorer):
         return _GridTable(self.curves(), self.summary())
 
     def recompute(self, settings):
-        depth, width, count = (settings[key] for key in ("another_depth", "width", "seeds"))
+        depth, width, batch, count = (settings[key] for key in ("another_depth", "width", "batch", "seeds"))
         depth = settings["depth"] if depth == AS_ABOVE else depth
         settings = {**settings, "depth": depth}
-        device = default_device()
+        with torch.device("meta"):
+            cost = trace_shapes(cifar_resnet(depth, widths=(16 * width, 32 * width, 64 * width)), (3, 32, 32))
+        check_work(batch * cost.activation_bytes, 3 * batch * cost.macs, f"depth {depth}, width {width}, batch {batch}")
         own = _curve([self._trace_own()]) if self.model is not None else None
-        inputs = "the images given" if self.images is not None else "noise"
         options = f"{settings['norm']} norm, init {settings['init']}, {settings['order']} order"
         title = f"Depth {depth}, width × {width}, {options}{', zero-init' if settings['zero'] else ''}"
         traces = {"plain": [], "residual": []}
         for seed in range(count):
             for name, found in traces.items():
-                with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                    images, labels = self._batch(settings["batch"], seed)
-                    found.append(measure(_key(settings, name), seed, images, labels, width=width, device=device))
+                with torch.random.fork_rng([]):
+                    torch.default_generator.manual_seed(seed)
+                    images = torch.randn(batch, 3, 32, 32, device="cpu")
+                    labels = torch.randint(0, 10, (batch,), device="cpu")
+                    key = _key(settings, name)
+                    found.append(measure(key, seed, images, labels, width=width, device=default_device()))
             curves = {name: _curve(found) for name, found in traces.items()}
-            where = f"PyTorch {torch.__version__.split('+')[0]} on {device}"
             yield {
                 "title": title,
-                "source": f"Recomputed: {where}, batch of {len(images)}, {inputs}, {seed + 1} of {count} seeds.",
-                "status": f"{where}: {seed + 1} of {count} seeds.",
+                "settings": {"depth": depth, "width": width, "batch": batch},
+                "source": f"Recomputed: {device_text()}, batch of {batch}, noise, {seed + 1} of {count} seeds.",
+                "status": f"{device_text()}: {seed + 1} of {count} seeds.",
                 "curves": {**curves, "own": own} if own else curves,
             }
-
-    def _batch(self, size, seed):
-        if self.images is not None:
-            return self.images, self.labels
-        torch.manual_seed(seed)
-        return torch.randn(size, 3, 32, 32), torch.randint(0, 10, (size,))
 
     def _trace_own(self):
         return trace_gradients(self.model, self.images, self.labels)
@@ -195,19 +197,15 @@ def _growth(curve):
 
 
 def _curve(traces):
-    """Return median, least and greatest over the traces, block by block; None where a value is not finite."""
+    """Return median, least and greatest over the traces, block by block; None where one of them is not finite."""
     summaries = {"median": median, "least": min, "greatest": max}
-    return {
-        quantity: {
-            name: [_finite(summary(values)) for values in zip(*(t.column(quantity) for t in traces), strict=True)]
-            for name, summary in summaries.items()
-        }
-        for quantity in ("gradient", "activation")
-    }
-
-
-def _finite(value):
-    return value if math.isfinite(value) else None
+    curve = {}
+    for quantity in ("gradient", "activation"):
+        blocks = list(zip(*(trace.column(quantity) for trace in traces), strict=True))
+        for name, summary in summaries.items():
+            values = [summary(block) if all(map(math.isfinite, block)) else None for block in blocks]
+            curve.setdefault(quantity, {})[name] = values
+    return curve
 
 
 class _GridTable(Table):

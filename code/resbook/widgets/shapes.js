@@ -1,7 +1,7 @@
 // The shape explorer. Python sends each kind of block once; here only the output-size formula and products are computed.
 
 function explore(data) {
-  const { networks, blocks, variants } = data;
+  const { networks, blocks } = data;
 
   // One layer's row: what comes out of it and what it costs. Throws { name, why } where the input does not fit.
   function step(name, layer, input, batch) {
@@ -87,8 +87,11 @@ function explore(data) {
   }
 
   const shapeText = ({ channels, size }, operation) => (operation === "Linear" ? whole(channels) : `${channels}×${size}×${size}`);
-  const describe = ({ network, variant, head, size }) =>
-    `${networks[network].label}${variant === "residual" ? "" : `, ${variant}`} at ${size}${head === "fixed" ? ", fixed window" : ""}`;
+  // The plain counterpart is no ResNet, and version 1 differs in bottlenecks only.
+  function describe({ network, variant, head, size }) {
+    const { label, layers } = networks[network], name = variant === "plain" ? label.replace("ResNet", "plain") : label;
+    return `${name.replace(/^plain/, "Plain")}${variant === "v1" && layers ? ", v1" : ""} at ${size}${head === "fixed" ? ", fixed window" : ""}`;
+  }
 
   // A block calls its one ReLU several times: each call is a line of its own.
   function nameOf(rows, i) {
@@ -125,7 +128,14 @@ function explore(data) {
   function sentence(t, settings) {
     const images = settings.batch === 1 ? "one image" : `${settings.batch} images`;
     if (t.failure) return `${describe(settings)} does not fit: ${t.failure.name} refuses, because ${t.failure.why}. Up to there, for ${images}: ${totals(t)}.`;
-    return `${describe(settings)}, ${images}: ${totals(t)}. The last map is ${shapeText(t.last.output)}.`;
+    return `${describe(settings)}, ${images}: ${totals(t)}. The last map is ${shapeText(t.last.output)}.${halvings(t, settings)}`;
+  }
+
+  // Where a size is odd somewhere, the halvings are worth a look.
+  function halvings(t, { size }) {
+    const sizes = [...new Set([size, ...t.rows.filter((row) => row.kernel && row.name !== "avgpool").map((row) => row.output.size)])];
+    const odd = sizes.slice(0, -1).some((n) => n % 2);
+    return odd ? ` ${sizes.join(" → ")}: each half of the one before, rounded up.` : "";
   }
 
   // Blocks, folded as they are in the table, and what changes a shape outside of them; layers inside a block are not.
@@ -154,10 +164,12 @@ function explore(data) {
       if (label) picture.append(svg("text", { x: width, y: top + s * (height + 76) - 20, "text-anchor": "end", "font-weight": 600 }, label));
       let x = 0, stage = "";
       const ends = [0, 0, 0]; // of the last text in each line: one that would run into it is left out
-      const write = (group, line, at, text, attributes = {}) => {
-        const half = text.length * (narrow ? 2.6 : 3);
-        if (at - half < ends[line] || at + half > width) return;
-        ends[line] = at + half + 3;
+      const write = (group, line, centre, texts, attributes = {}) => {
+        const half = (text) => text.length * (narrow ? 2.5 : 2.9), within = (text) => Math.min(Math.max(centre, half(text)), width - half(text));
+        const text = texts.find((t) => within(t) - half(t) >= ends[line]);
+        if (!text) return;
+        const at = within(text);
+        ends[line] = at + half(text) + 2;
         group.append(svg("text", { x: at, y: middle + height / 2 + 12 + 13.5 * line, "text-anchor": "middle", "font-size": narrow ? 9 : 11, ...attributes }, text));
       };
       for (const item of strip) {
@@ -175,9 +187,9 @@ function explore(data) {
               "stroke-dasharray": colour === "plain" && item.id ? "4 2" : null }));
         }
         const at = x + space / 2, name = item.failed ? item.label : { "": "input", maxpool: "pool", avgpool: "pool" }[item.id] ?? item.id.split(".")[0];
-        if (!item.flat && !item.failed) write(group, 0, at, `${size}²`);
-        if (!item.failed) write(group, 1, at, `${channels}`);
-        if (name !== stage) write(group, 2, at, name, { fill: "var(--rb-muted)" });
+        if (!item.flat && !item.failed) write(group, 0, at, [`${size}²`, `${size}`]);
+        if (!item.failed) write(group, 1, at, [`${channels}`]);
+        if (name !== stage) write(group, 2, at, [name, name.replace("layer", "L").replace("input", "in")], { fill: "var(--rb-muted)" });
         stage = name;
         if (slot > 10 && item.label.startsWith("×")) {
           group.append(svg("text", { x: at, y: middle - height / 2 - 3, "text-anchor": "middle", "font-size": 11, "font-weight": 700 }, item.label));
@@ -202,7 +214,8 @@ function explore(data) {
       }
       const fold = line.inner && html("button", { type: "button", "data-key": `fold ${line.id}`, "aria-expanded": String(Boolean(line.unfolded)),
         "aria-label": `${line.unfolded ? "Fold" : "Unfold"} ${line.id}`, onclick: () => toggle(line.id) }, line.unfolded ? "▾" : "▸");
-      const name = html("button", { type: "button", "data-key": `layer ${line.id}`, "aria-pressed": String(line.id === chosenId), onclick: () => choose(line.id) },
+      const name = html("button", { type: "button", "data-key": `layer ${line.id}`, "aria-pressed": String(line.id === chosenId),
+        "aria-label": line.id, onclick: () => choose(line.id) },
         line.id.endsWith(".add") ? "+" : line.level ? line.id.split(".").slice(line.block ? 0 : 2).join(".") : line.id, line.count ? ` ×${line.count}` : "");
       const indent = html("span", { style: `display: inline-block; width: ${1.2 * line.level}rem` });
       const values = [html("span", {}, indent, fold, " ", name), shapeText(last.output, last.operation), whole(cost("parameters")), whole(cost("macs")),
@@ -212,21 +225,26 @@ function explore(data) {
     });
     if (t.failure) rows.push([`${t.failure.name} ✕`, "does not fit", "", "", "", "", ""]);
     const batch = settings.batch === 1 ? "one image" : `a batch of ${settings.batch}`;
-    return { caption: `${describe(settings)}: MACs and memory for ${batch}; memory counts every layer's output in float32, nothing freed or reused`,
-      head: ["layer", "output", "parameters", "MACs", "memory", "field", "so far: parameters · MACs"], rows };
+    return { caption: `${describe(settings)}: MACs and memory for ${batch}. MACs are those of convolutions and the linear layer; memory counts every layer's output in float32, nothing freed or reused; the receptive field is in pixels, the last column a running share of parameters and MACs.`,
+      head: ["layer", "output", "parameters", "MACs", "memory", "receptive field", "running share"], rows };
   }
+
+  const sizeFormula = ({ input, output, kernel, stride, padding }) => formula(mathml("mo", {}, "⌊"),
+    fraction(`${input.size} + 2 · ${padding} − ${kernel}`, String(stride)), mathml("mo", {}, "⌋"), `+ 1 = ${output.size}`);
 
   // The chosen line with its numbers filled into the formulas.
   function explain(t, line, { batch }) {
     const title = html("p", {}, html("strong", {}, line.id.replace(/\.add$/, " +")));
-    if (line.rows.length > 1) return [title, html("p", {}, whyShortcut(line))];
+    if (line.rows.length > 1) {
+      const halving = line.rows.find((r) => r.kernel > 1 && r.stride > 1);
+      return [title, html("p", {}, whyShortcut(line)), ...(halving ? [sizeFormula(halving)] : [])];
+    }
     const [row_] = line.rows, { input, output, kernel, stride, padding, parameters, perPosition } = row_;
     const sized = kernel && row_.operation !== "Shortcut";
     const parts = [title];
     if (row_.operation === "add") parts.push(html("p", {}, `Branch and shortcut both are ${shapeText(output)}, so they can be added; nothing is learned.`));
     if (sized) {
-      parts.push(html("p", {}, "Output size, kernel, stride and padding filled in:"),
-        formula(mathml("mo", {}, "⌊"), fraction(`${input.size} + 2 · ${padding} − ${kernel}`, String(stride)), mathml("mo", {}, "⌋"), `+ 1 = ${output.size}`));
+      parts.push(html("p", {}, "Output size, kernel, stride and padding filled in:"), sizeFormula(row_));
     }
     if (row_.operation === "Conv2d") {
       const product = `${output.channels} · ${input.channels} · ${kernel} · ${kernel}`;
@@ -246,7 +264,8 @@ function explore(data) {
     const grows = sized && kernel > 1 ? `: ${input.field} + (${kernel} − 1) · ${input.jump} = ${output.field}` : ` of ${output.field}`;
     if (row_.operation !== "Linear") {
       const side = output.field === 1 ? "pixel" : "pixels";
-      parts.push(html("p", {}, `Receptive field${grows} ${side} along each axis. Output: ${bytes(row_.bytes)} in float32.`));
+      const beyond = output.field > t.rows[0].input.size ? ", more than the image has: the rest is padding" : "";
+      parts.push(html("p", {}, `Receptive field${grows} ${side} along each axis${beyond}. Output: ${bytes(row_.bytes)} in float32.`));
     }
     return parts;
   }

@@ -12,7 +12,7 @@ from resbook.device import default_device
 from resbook.drawings import draw_tensors
 from resbook.networks import ResNet, cifar_resnet, resnet18, resnet34, resnet50, resnet101, resnet152
 from resbook.shapes import ShapeError, shape_text, trace_shapes
-from resbook.widgets.base import Choice, Explorer, Range
+from resbook.widgets.base import Choice, Explorer, Range, check_work
 
 SIZE = 224  # at which the structure of every network is read off
 
@@ -29,8 +29,8 @@ NETWORKS = {
 }
 LAYERS = {"resnet50": [3, 4, 6, 3], "resnet101": [3, 4, 23, 3], "resnet152": [3, 8, 36, 3]}  # of bottlenecks
 VARIANTS = {
-    "residual": "residual (v1.5: stride in the 3×3)",
-    "v1": "residual, v1: stride in the first 1×1",
+    "residual": "residual",
+    "v1": "residual, v1 (bottlenecks: stride in the first 1×1)",
     "plain": "plain: no shortcuts",
 }
 HEADS = {"global": "global average: any size", "fixed": "fixed window: built for one size"}
@@ -111,10 +111,14 @@ class ShapeExplorer(Explorer):
         return self.trace()[0]
 
     def recompute(self, settings):
-        device, shape = default_device(), (settings["batch"], 3, settings["size"], settings["size"])
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode():
+        device, batch = default_device(), settings["batch"]
+        shape = (batch, 3, settings["size"], settings["size"])
+        cost = _trace(settings)[0]
+        check_work(3 * batch * max(row.activation_bytes for row in cost), batch * cost.macs, shape_text(shape))
+        with torch.random.fork_rng([]), torch.inference_mode():
             model = build(*(settings[key] for key in ("network", "variant", "head", "classes"))).to(device).eval()
-            images = torch.randn(shape, device=device)
+            images = torch.zeros(shape, device=device)
+            model(images[:1]).cpu()  # the first pass is slower than the others
             start = time.perf_counter()
             output = model(images).cpu()  # the copy waits for the device
             seconds = time.perf_counter() - start

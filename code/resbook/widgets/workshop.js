@@ -21,10 +21,12 @@ function explore(data) {
       parameters: sum(layers, "parameters"), macs: sum(layers, "macs"), memory: sum(layers, "memory") };
   }
 
-  const kindOf = ({ block, shortcut }) =>
-    `${block === "BasicBlock" ? "basic block" : "bottleneck"}, ${shortcut === "none" ? "no shortcut" : `shortcut ${shortcut}`}`;
+  const isIdentity = ({ shortcut, stride, channels }) => "AB".includes(shortcut) && stride === 1 && channels === "same";
+  const shortcutOf = (settings) =>
+    settings.shortcut === "none" ? "no shortcut" : isIdentity(settings) ? "identity shortcut" : `shortcut ${settings.shortcut}`;
+  const kindOf = (settings) => `${settings.block === "BasicBlock" ? "basic block" : "bottleneck"}, ${shortcutOf(settings)}`;
   const changeOf = ({ stride, channels }) => `stride ${stride}, channels ${channels === "same" ? "kept" : "doubled"}`;
-  const describe = (settings) => `${kindOf(settings)}, ${changeOf(settings)}, ${orders[settings.order]}`;
+  const describe = (settings) => `${kindOf(settings)}, ${changeOf(settings)}, order: ${orders[settings.order]}`;
 
   function show({ settings, local, width }) {
     const now = blockOf(settings), pinned = local.pinned && blockOf(local.pinned.settings);

@@ -60,7 +60,8 @@ class BlockWorkshop(Explorer):
     Every combination can be built. Option A alone cannot remove channels, and here channels only stay or double.
 
     Args:
-        preset: "basic" (default), "plain", "projection", "option-a", "preactivation" or "norm-after-addition".
+        preset: "basic" (default), "plain", "projection", "option-a", "preactivation", "trap" or
+            "norm-after-addition".
         **settings: block ("BasicBlock", "Bottleneck"), shortcut ("none", "A", "B", "C"), stride (1, 2), channels
             ("same", "doubled"), order (one of ``resbook.blocks.ORDERS``).
 
@@ -86,6 +87,7 @@ class BlockWorkshop(Explorer):
         "projection": ("A new shape: projection", {"stride": 2, "channels": "doubled"}),
         "option-a": ("A new shape: nothing learned", {"stride": 2, "channels": "doubled", "shortcut": "A"}),
         "preactivation": ("Pre-activation", {"order": "preactivation"}),
+        "trap": ("A trap: ReLU before the addition", {"order": "relu-before-addition"}),
         "norm-after-addition": ("BN after the addition", {"order": "norm-after-addition"}),
     }
 
@@ -111,21 +113,22 @@ class BlockWorkshop(Explorer):
         settings = {name: settings[name] for name in self.defaults}
         device = default_device()
         yield {"status": f"{call(**settings)}: forward and backward on {device} …"}
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng([]), torch.enable_grad():  # also where a chapter has switched it off
             block = build(**settings).to(device)
-            x = torch.randn(batch, IN_CHANNELS[settings["block"]], size, size, device=device, requires_grad=True)
-            g = torch.randn_like(block(x))  # the first pass, which is slower than the others
-        start = time.perf_counter()
-        y = block(x)
-        y.backward(g)
-        ratio = (x.grad.norm() / g.norm()).item()  # waits for the device
-        seconds = time.perf_counter() - start
+            x = torch.randn(batch, IN_CHANNELS[settings["block"]], size, size, device="cpu").to(device).requires_grad_()
+            g = torch.randn(block(x).shape, device="cpu").to(device)
+            block(x).backward(g)  # the first pass is slower than the others
+            x.grad = None
+            start = time.perf_counter()
+            y = block(x)
+            y.backward(g)
+            ratio = (x.grad.norm() / g.norm()).item()  # waits for the device
+            seconds = time.perf_counter() - start
         parameters = sum(parameter.numel() for parameter in block.parameters())
         yield {
-            "output": list(y.shape), "parameters": parameters, "ratio": ratio,
             "status": f"Run on {device}: {shape_text(x.shape)} to {shape_text(y.shape)} and back in {seconds:.2g} s, "
             f"with {parameters:,} parameters. In training, with fresh weights, |dL/dx| is {ratio:.3g} times |dL/dy|.",
-        }  # fmt: skip
+        }
 
 
 def _input_size(block):
@@ -178,7 +181,7 @@ def facts_of(**settings):
     trace, _ = _trace(**settings)
     identity = f"No: the shapes differ, {shape_text(trace.input_size)} and {shape_text(trace.output)}."
     with torch.random.fork_rng([]), torch.enable_grad():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # and not the generators of GPUs
         x = torch.randn(2, trace.input_size[0] // THINNER, 4, 4).abs()
         x[1] *= -1
         if trace.input_size == trace.output:
@@ -236,9 +239,11 @@ def _gradient(block, x):
     (positive, negative), same = found[0], found[0] == found[1]
     if not positive:
         return "No: it is multiplied by the weights of the projection."
-    skipped = f" The stride keeps {kept.float().mean():.0%} of the values and skips the others." * (not kept.all())
+    share = f"{100 * kept.float().mean():.0f} %"
+    skipped = f" The stride keeps {share} of the values; the others get no gradient." * (not kept.all())
     if positive == negative == EXACTLY and same:
-        return f"Yes: dL/dx = dL/dy exactly, for inputs of both signs.{skipped}"
+        where = "Yes" if kept.all() else "Yes, where it is kept"
+        return f"{where}: dL/dx = dL/dy exactly, for inputs of both signs.{skipped}"
     return (
         f"Only {'' if same else 'in evaluation, '}where x is positive: there dL/dx = dL/dy {positive}. "
         f"Elsewhere a ReLU stops it.{'' if same else ' In training, a BN on the way changes it.'}{skipped}"

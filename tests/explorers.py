@@ -87,7 +87,10 @@ class Opened:
         return self.root.locator(".rbw-code").text_content()
 
     def numbers(self):
-        """Return the numbers behind the rows of the table, as JavaScript has them."""
+        """Return the numbers behind the rows of the table, as JavaScript has them; unfold it first."""
+        if not self.root.locator(".rbw-scroll").is_visible():
+            self.root.get_by_text("Numbers as a table").click()
+        self.root.locator("tr[data-numbers]").first.wait_for()
         rows = self.root.locator("tr[data-numbers]").evaluate_all("rows => rows.map(row => row.dataset.numbers)")
         return [json.loads(row) for row in rows]
 

@@ -225,7 +225,7 @@ def test_controls_by_mouse_and_by_keyboard(alone):
         alone.preset(preset)
         assert alone.shown("view") == view
         visible = alone.root.locator("[data-setting]:not([type=number]):visible").count()
-        assert 3 <= visible <= 6
+        assert 3 <= visible <= 7
     alone.set(view="values", mode="training", batch=5, outlier=-3.5, gamma=1.5, beta=0.5)
     expected = by_torch(settings(batch=5, outlier=-3.5, gamma=1.5, beta=0.5))[1]["y"].tolist()
     assert [row[3] for row in alone.numbers()[:5]] == pytest.approx(expected, **CLOSE)

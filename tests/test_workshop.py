@@ -81,7 +81,7 @@ def test_what_is_sent_is_true_of_the_block_that_the_line_builds(kind, order):
         activated = order.endswith("preactivation") and (projection or changes)
         assert branch[split] == "conv1" if activated else split == 0
         assert identity.startswith("No: the shapes differ") == changes
-        assert ("25%" in gradient) == (settings["stride"] == 2 and not projection)
+        assert ("25 %" in gradient) == (settings["stride"] == 2 and not projection)
 
 
 # What an identity would need, worked out on paper. F is the branch, which is made to be zero; n is a normalisation,
@@ -105,8 +105,8 @@ ANSWERS = [
     ({"order": "preactivation", "shortcut": "C"}, "Only in evaluation, for inputs that are not neg.*copies", "No: "),
     ({**ZEROS}, "No: the shapes differ, 64×56×56 and 128×28×28", "No: it is multiplied by the weights"),
     # Every second row and column of x itself, and of relu(n(x)).
-    ({**ZEROS, "shortcut": "A", "order": "relu-before-addition"}, "No: the shapes", "Yes: .*25%"),
-    ({**ZEROS, "shortcut": "A", "order": "preactivation"}, "No: the shapes", "Only in evaluation, where x is pos.*25%"),
+    ({**ZEROS, "shortcut": "A", "order": "relu-before-addition"}, "No: the shapes", "Yes, where it is kept: .*25 %"),
+    ({**ZEROS, "shortcut": "A", "order": "preactivation"}, "No: the shapes", "Only in evaluation, where x is pos.*25 %"),
     # 256 channels do not fit through 64.
     ({"block": "Bottleneck", "shortcut": "none"}, "No: the middle has 64 channels, fewer than the 256", "There is no"),
     ({"block": "Bottleneck", "order": "preactivation"}, "Yes, for all inputs.*exactly[.]$", "Yes: "),

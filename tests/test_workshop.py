@@ -106,7 +106,7 @@ ANSWERS = [
     ({**ZEROS}, "No: the shapes differ, 64×56×56 and 128×28×28", "No: it is multiplied by the weights"),
     # Every second row and column of x itself, and of relu(n(x)).
     ({**ZEROS, "shortcut": "A", "order": "relu-before-addition"}, "No: the shapes", "Yes, where it is kept: .*25 %"),
-    ({**ZEROS, "shortcut": "A", "order": "preactivation"}, "No: the shapes", "Only in evaluation, where x is pos.*25 %"),
+    ({**ZEROS, "shortcut": "A", "order": "preactivation"}, "No: the shapes", "Only in evaluation, where x is.*25 %"),
     # 256 channels do not fit through 64.
     ({"block": "Bottleneck", "shortcut": "none"}, "No: the middle has 64 channels, fewer than the 256", "There is no"),
     ({"block": "Bottleneck", "order": "preactivation"}, "Yes, for all inputs.*exactly[.]$", "Yes: "),

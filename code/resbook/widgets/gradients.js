@@ -47,8 +47,9 @@ function explore(data) {
     const curves = curvesOf(settings, answer), count = curves.plain.gradient.median.length;
     const block = Math.min(settings.block, count), pinned = local.pinned && curvesOf(local.pinned.settings, local.pinned.answer);
     const wide = width >= 620, size = wide ? (width - 16) / 2 : width, high = wide ? 290 : 240;
+    const note = wrapped(source(answer), width / 6.4);
     const blocks = Math.max(count, pinned?.plain.gradient.median.length ?? 0);
-    const legendHeight = wide ? 24 : 42, picture = svg("svg", { width, height: legendHeight + (wide ? high + 18 : 2 * high + 32), role: "img" });
+    const legendHeight = wide ? 24 : 42, picture = svg("svg", { width, height: legendHeight + (wide ? high : 2 * high) + 4 + 14 * note.length, role: "img" });
     const used = Object.keys(curves);
     drawLegend(picture, used, settings, pinned, width, !wide);
     const charts = ["gradient", "activation"].map((quantity, i) => {
@@ -56,7 +57,7 @@ function explore(data) {
       picture.append(frame);
       return drawChart(frame, quantity, { curves, pinned, settings, block, blocks, width: size, height: high, answer });
     });
-    wrapped(source(answer), width / 6.4).forEach((line, i) =>
+    note.forEach((line, i) =>
       picture.append(svg("text", { x: 0, y: legendHeight + (wide ? high : 2 * high) + 12 + 14 * i, "font-size": 11, fill: "var(--rb-muted)" }, line)));
     const said = sentence(settings, curves, block, answer);
     picture.setAttribute("aria-label", `Two charts over the blocks on logarithmic axes: the gradient's length, and the activations' size. ${said}`);

@@ -31,6 +31,11 @@ from resbook.widgets.gradient_grid import (
 SEEDS = range(5)
 BATCH = 32
 CLASSES = 10
+# Copies whose making is known, by the digest of the 160 images.
+COPIES = {
+    "0e0c336b062d089d59c88f6c8e7060577288597b49a67e0cd04d388f3d85e1d3": "a JPEG copy of quality 75 and not the "
+    "official files",
+}
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images, as commonly rounded
 
 
@@ -108,18 +113,24 @@ def record_grid(batches):
     return codes
 
 
-def describe(folder, codes):
-    """Return what a record says about itself: how to repeat it, and what was measured on which images."""
+def digest(folder):
+    """Return the SHA-256 of the bytes of all images that the record needs, by which a copy of CIFAR-10 is known."""
     files = [file for seed in SEEDS for file in _files(folder, seed)[0]]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def describe(images, codes):
+    """Return what a record says about itself: how to repeat it, and what was measured on which images."""
     return {
         "command": "python -m resbook.widgets.record_gradients IMAGE_FOLDER",
         "gradient": "Euclidean norm of the gradient, with respect to each block's output, of the batch's mean "
         "cross-entropy loss",
         "activation": "root mean square of each block's output",
         "networks": "cifar_resnet at initialisation, in training mode; shortcut option A; widths 16, 32, 64",
-        "images": "CIFAR-10 test images (Krizhevsky 2009) with their true labels, in a JPEG copy of quality 75 and not "
-        f"the official files; seed s has the {BATCH} with file numbers {BATCH} s to {BATCH} s + {BATCH - 1}",
-        "images_sha256": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
+        "images": "CIFAR-10 test images (Krizhevsky 2009) with their true labels, in "
+        + COPIES.get(images, "a copy of which no more is known")
+        + f"; seed s has the {BATCH} with file numbers {BATCH} s to {BATCH} s + {BATCH - 1}",
+        "images_sha256": images,
         "normalised": f"scaled to [0, 1], less {MEAN}, divided by {STD}: CIFAR-10's usual channel mean and deviation",
         "data": "base64 of 16-bit codes, low byte first: round(1000 (log10(value) + 50)), 0 for zero, 65535 for inf "
         "or NaN; by configuration (last axis fastest), quantity, statistic over the seeds, block from the input",
@@ -140,12 +151,12 @@ def main():
     folder = parser.parse_args().folder
     torch.set_num_threads(2)
     try:
-        batches = [load_batch(folder, seed) for seed in SEEDS]
+        batches, images = [load_batch(folder, seed) for seed in SEEDS], digest(folder)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     codes = record_grid(batches)
     data = base64.b64encode(struct.pack(f"<{len(codes)}H", *codes)).decode()
-    about = describe(folder, codes)
+    about = describe(images, codes)
     record = {"about": about, "axes": AXES, "quantities": QUANTITIES, "statistics": STATISTICS, "data": data}
     unfinished = GRID.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

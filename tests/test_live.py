@@ -148,6 +148,12 @@ class Lab:
         return text
 
 
+def recompute_gradients(lab, seeds):
+    explorer = lab.explorer("gradients")
+    explorer.locator('[data-setting="seeds"][type="number"]').fill(str(seeds))
+    lab.recompute("gradients")
+
+
 @pytest.mark.parametrize("name", list(EXPLORERS))
 def test_controls_work_by_keyboard_and_reach_python(lab, name):
     explorer, cls = lab.explorer(name), EXPLORERS[name]
@@ -207,12 +213,10 @@ def test_recomputed_gradients_are_drawn_named_and_dropped_when_settings_change(l
 def test_a_second_request_replaces_the_first(lab):
     explorer = lab.explorer("gradients")
     explorer.locator('[data-do="reset"]').click()
-    explorer.locator('[data-setting="seeds"][type="number"]').fill("5")
-    lab.recompute("gradients")
+    recompute_gradients(lab, seeds=5)
     lab.status("gradients", "[1-4] of 5 seeds")
     explorer.locator('[data-setting="depth"]').select_option(label="20")
-    explorer.locator('[data-setting="seeds"][type="number"]').fill("1")
-    lab.recompute("gradients")
+    recompute_gradients(lab, seeds=1)
     lab.status("gradients", "1 of 1 seeds")
     lab.page.wait_for_timeout(1500)
     assert "1 of 1 seeds" in explorer.locator(".rbw-status").inner_text()
@@ -222,8 +226,7 @@ def test_a_second_request_replaces_the_first(lab):
 def test_a_change_while_computing_stops_the_kernel(lab):
     explorer = lab.explorer("gradients")
     explorer.locator('[data-do="reset"]').click()
-    explorer.locator('[data-setting="seeds"][type="number"]').fill("5")
-    lab.recompute("gradients")
+    recompute_gradients(lab, seeds=5)
     lab.status("gradients", "1 of 5 seeds")
     explorer.locator('[data-setting="depth"]').select_option(label="32")
     assert explorer.locator(".rbw-status").inner_text() == ""

@@ -37,7 +37,7 @@ const bytes = (value) => {
   const step = Math.min(units.length - 1, Math.floor(Math.log10(Math.max(value, 1)) / 3));
   return `${step ? short(value / 1000 ** step) : value} ${units[step]}`;
 };
-// A formula as MathML, which every browser draws itself. Strings are split into numbers, names and signs; arrays are rows.
+// A formula as MathML, which every browser draws itself. Strings are split into numbers, names and signs.
 const token = (text) => mathml(/^[\d.,\s]+$/.test(text) ? "mn" : /^\p{L}/u.test(text) ? "mi" : "mo", {}, text.trim());
 const power = (base, exponent) => mathml("msup", {}, row(base), row(exponent));
 const lowered = (text) => [...text].map((c) => "-0123456789"["⁻⁰¹²³⁴⁵⁶⁷⁸⁹".indexOf(c)]).join("").replace("-", "−");
@@ -47,7 +47,7 @@ const row = (...parts) => mathml("mrow", {}, parts.flatMap((part) =>
 const fraction = (over, under) => mathml("mfrac", {}, row(over), row(under));
 const formula = (...parts) => mathml("math", { display: "block" }, row(...parts));
 
-// A logarithmic axis from 10^low to 10^high along `span` pixels, with at most `count` labelled powers.
+// A logarithmic axis from 10^low at `start` to 10^high at `end`, with at most `count` steps between labelled powers.
 function logAxis(low, high, start, end, count = 7) {
   const at = (value) => start + ((end - start) * (Math.log10(value) - low)) / (high - low);
   const step = [1, 2, 3, 5, 10, 20].find((s) => (high - low) / s <= count) ?? 50;
@@ -139,7 +139,7 @@ function render({ model, el }) {
   const kernel = html("div", { class: "rbw-kernel", hidden: true },
     html("div", { class: "rbw-controls" }, liveControls.map((c) => c.element)), compute, " ", status);
 
-  const numbers = html("details", { open: page.data.table_open, ontoggle: () => drawTable() }, html("summary", {}, "Numbers as a table"), caption, table);
+  const numbers = html("details", { open: page.data.table_open, ontoggle: () => { drawTable(); guardKeys(); } }, html("summary", {}, "Numbers as a table"), caption, table);
   const root = html("div", { class: "rbw rbw-root", role: "group", "aria-label": page.title },
     html("div", { class: "rbw-buttons", role: "group", "aria-label": "Examples" }, presets),
     picture, say, aloud,
@@ -185,7 +185,6 @@ function render({ model, el }) {
     if (!numbers.open) return;
     caption.textContent = shown.table.caption;
     table.replaceChildren(tableOf(shown.table, shown.table.caption));
-    guardKeys();
   }
   // JupyterLab's own shortcuts take keys from whatever has the focus, unless that very element says no.
   function guardKeys() {
@@ -197,7 +196,6 @@ function render({ model, el }) {
     const box = picture.firstChild.getBoundingClientRect();
     return [event.clientX - box.left, event.clientY - box.top];
   };
-  const stopDragging = () => { picture.onpointermove = null; };
   picture.addEventListener("pointerdown", (event) => {
     if (event.button || !shown.drag?.(...point(event))) return;
     event.preventDefault();
@@ -205,7 +203,7 @@ function render({ model, el }) {
     picture.onpointermove = (move) => set(shown.drag(...point(move), true) ?? {});
     set(shown.drag(...point(event)));
   });
-  picture.addEventListener("lostpointercapture", stopDragging); // released, or taken away
+  picture.addEventListener("lostpointercapture", () => { picture.onpointermove = null; }); // released, or taken away
 
   // The kernel. Nothing above needs one.
   function tell(message) {

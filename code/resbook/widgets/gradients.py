@@ -3,6 +3,7 @@
 import json
 import math
 from functools import cache
+from itertools import product
 from statistics import median
 
 import torch
@@ -14,7 +15,7 @@ from resbook.pictures import line_style, new_figure, picture_of
 from resbook.shapes import trace_shapes
 from resbook.tables import Table
 from resbook.widgets.base import Choice, Explorer, Range, Switch, check_work
-from resbook.widgets.gradient_grid import AXES, GRID, KINDS, NORMS, Settings, decode, measure, read_codes
+from resbook.widgets.gradient_grid import AXES, GRID, Settings, decode, measure, read_codes
 
 VARIANCE = {"default": 1 / 3, "xavier": 1, "he": 2}  # of a weight, times the number of inputs of its layer
 AS_ABOVE, DEEPEST = 2, 302  # 2 is the one 6n + 2 that is no network
@@ -107,15 +108,9 @@ class GradientExplorer(Explorer):
         kept = {key: record[key] for key in ("quantities", "statistics", "data")}
         kept["axes"] = list(record["axes"].values())  # a list keeps its order
         version = about["torch"].split("+")[0]
-        images = "CIFAR-10 test images (a JPEG copy), batches of 32, 5 seeds"
+        images = f"CIFAR-10 test images (a JPEG copy), batches of {about['batch']}, {len(about['seeds'])} seeds"
         kept["source"] = f"Recorded {about['date']}: PyTorch {version}, CPU, {images}."
-        kinds = [
-            (norm, init, order, kind)
-            for norm in NORMS
-            for init in VARIANCE
-            for order in AXES["order"]
-            for kind in KINDS
-        ]
+        kinds = product(*(AXES[name] for name in ("norm", "init", "order", "kind")))
         predicted = {",".join(key): predicted_factor(*key) for key in kinds}
         own = None
         if self.model is not None:
@@ -166,11 +161,11 @@ class GradientExplorer(Explorer):
         title = f"Depth {depth}, width × {width}, {options}{', zero-init' if settings['zero'] else ''}"
         traces = {"plain": [], "residual": []}
         for seed in range(count):
-            for name, found in traces.items():
-                with torch.random.fork_rng([]):
-                    torch.default_generator.manual_seed(seed)
-                    images = torch.randn(batch, 3, 32, 32, device="cpu")
-                    labels = torch.randint(0, 10, (batch,), device="cpu")
+            with torch.random.fork_rng([]):
+                torch.default_generator.manual_seed(seed)
+                images = torch.randn(batch, 3, 32, 32, device="cpu")
+                labels = torch.randint(0, 10, (batch,), device="cpu")
+                for name, found in traces.items():
                     key = _key(settings, name)
                     found.append(measure(key, seed, images, labels, width=width, device=default_device()))
             curves = {name: _curve(found) for name, found in traces.items()}

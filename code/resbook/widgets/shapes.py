@@ -1,7 +1,7 @@
 """The shape explorer: what every layer of a residual network puts out and costs, for any image size."""
 
 import time
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from itertools import groupby
 
 import torch
@@ -116,7 +116,7 @@ class ShapeExplorer(Explorer):
         cost = _trace(settings)[0]
         check_work(3 * batch * max(row.activation_bytes for row in cost), batch * cost.macs, shape_text(shape))
         with torch.random.fork_rng([]), torch.inference_mode():
-            model = build(*(settings[key] for key in ("network", "variant", "head", "classes"))).to(device).eval()
+            model = build(*_options(settings)).to(device).eval()
             images = torch.zeros(shape, device=device)
             model(images[:1]).cpu()  # the first pass is slower than the others
             start = time.perf_counter()
@@ -129,11 +129,20 @@ class ShapeExplorer(Explorer):
         }
 
 
+def _options(settings):
+    return tuple(settings[key] for key in ("network", "variant", "head", "classes"))
+
+
 def _trace(settings):
+    return _trace_network(_options(settings), settings["size"])
+
+
+@lru_cache(maxsize=8)  # an explorer's sentence, picture and table are made of one trace
+def _trace_network(options, size):
     with torch.device("meta"):
-        model = build(*(settings[key] for key in ("network", "variant", "head", "classes")))
+        model = build(*options)
     try:
-        return trace_shapes(model, (3, settings["size"], settings["size"])), None
+        return trace_shapes(model, (3, size, size)), None
     except ShapeError as error:
         return error.trace, str(error).split(": ", 1)[1]
 

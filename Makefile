@@ -16,11 +16,12 @@ HAS_PIP := $(BIN)/python -m pip --version >/dev/null 2>&1
 fail = { echo "$(1)" >&2; exit 1; }
 
 .DELETE_ON_ERROR:
-.PHONY: help book test bench serve clean check-python sources
+.PHONY: help book test links bench serve clean check-python sources
 
 help:
 	@echo "make book    install what the book needs into .venv, run every chapter, write the site to $(SITE)"
 	@echo "make test    build the book, then check the code, the package and every page in a browser"
+	@echo "make links   ask every outside address in the book whether it still answers (needs the network)"
 	@echo "make bench   print speed and memory as ratios to other implementations"
 	@echo "make serve   build the book and serve it at http://localhost:$(PORT) (other port: make serve PORT=8001)"
 	@echo "make clean   remove .venv and everything the other targets made"
@@ -41,7 +42,11 @@ book: .venv/installed _build/sources
 test: book .venv-colab/installed
 	$(BIN)/python tests/browser.py
 	$(BIN)/ruff check .
+	$(BIN)/codespell $$(git ls-files)
 	$(BIN)/pytest
+
+links: book
+	$(BIN)/jupyter-book build . --builder linkcheck
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/run.py

@@ -42,7 +42,7 @@ book: .venv/installed _build/sources
 test: book .venv-colab/installed
 	$(BIN)/python tests/browser.py
 	$(BIN)/ruff check .
-	$(BIN)/codespell $$(git ls-files)
+	$(BIN)/codespell .
 	$(BIN)/pytest
 
 links: book

@@ -30,6 +30,15 @@ def test_drawing_leaves_the_global_generator_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_a_healed_picture_lacks_its_crack_and_nothing_else():
+    (images, labels), (healed, kept) = draw_cracks(24, 48), draw_cracks(24, 48, healed=True)
+    assert torch.equal(labels, kept)
+    assert torch.equal(images[::2], healed[::2])
+    changed = (images != healed).any(1).float().mean((1, 2))[1::2]
+    assert (changed > 0.01).all() and (changed < 0.5).all()
+    assert (images <= healed + 1e-6).all()
+
+
 def test_a_crack_darkens_a_thin_part_of_the_picture(monkeypatch):
     with_crack, labels = draw_cracks(24, 48)
     noise = cracks.Chance.noise

@@ -11,7 +11,7 @@ SURFACES = ("pavement", "wall", "bridge deck")
 CRACK_CLASSES = tuple(f"{surface}, {state}" for surface in SURFACES for state in ("intact", "cracked"))
 
 
-def draw_cracks(count, size=64, seed=0):
+def draw_cracks(count, size=64, seed=0, *, healed=False):
     """Draw pictures of surfaces, half of them cracked, that no two of a seed have in common.
 
     Every surface has a texture of its own: pavement the grain of stones, a wall soft clouds of light, a bridge deck
@@ -23,6 +23,8 @@ def draw_cracks(count, size=64, seed=0):
         count: how many pictures; they go through the six classes in turn.
         size: height and width in pixels, at least 16. Default 64.
         seed: of everything random; picture ``i`` of a seed does not depend on ``count``. Default 0.
+        healed: leave the cracks out, and nothing else: every picture is drawn with the same texture, joint, stains,
+            shadow, tint and noise, and keeps its label. Default False.
 
     Returns:
         ``images``, float32 ``(count, 3, size, size)`` from 0 to 1, and ``labels``, int64 ``(count,)``, positions in
@@ -39,7 +41,7 @@ def draw_cracks(count, size=64, seed=0):
     pictures = []
     for i, label in enumerate(labels.tolist()):
         chance = Chance(seed * 1_000_003 + i)
-        pictures.append(_picture(SURFACES[label // 2], label % 2 == 1, size, chance))
+        pictures.append(_picture(SURFACES[label // 2], label % 2 == 1, size, chance, healed))
     return torch.stack(pictures), labels
 
 
@@ -59,7 +61,7 @@ class Chance:
         return torch.randn(shape, generator=self.generator)
 
 
-def _picture(surface, cracked, size, chance):
+def _picture(surface, cracked, size, chance, healed):
     rows, columns = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
     positions = torch.stack([columns, rows], -1) / size  # from 0 to 1, x before y
     grey = chance.between(0.45, 0.65) + _texture(surface, positions, chance)
@@ -70,7 +72,8 @@ def _picture(surface, cracked, size, chance):
     if chance.happens(0.4):
         grey = grey * (1 - chance.between(0.15, 0.4) * _shadow(positions, chance))
     if cracked:
-        grey = grey - chance.between(0.2, 0.45) * _crack(positions, chance)
+        crack = chance.between(0.2, 0.45) * _crack(positions, chance)  # drawn also if healed, for the numbers after it
+        grey = grey if healed else grey - crack
     tint = torch.tensor([chance.between(0.92, 1.08), 1.0, chance.between(0.92, 1.08)])[:, None, None]
     return (grey * tint + 0.02 * chance.noise(3, size, size)).clamp(0, 1)
 

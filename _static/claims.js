@@ -1,6 +1,7 @@
 // The claims laboratory: a search field and one button per verdict, above the claims. Without this, all are shown.
 addEventListener("DOMContentLoaded", () => {
-  const claims = [...document.querySelectorAll("article .rb-verdict")].map(label => ({
+  const labels = [...document.querySelectorAll("article .rb-verdict")];
+  const claims = labels.filter(label => label.closest("section").querySelector(":scope > h3")).map(label => ({
     section: label.closest("section"),
     verdict: label.querySelector("strong").textContent,
   }));

@@ -16,7 +16,7 @@ class Claims:
 
         Args:
             verdict: "true", "true with conditions", "false" or "open".
-            *evidence: one or more comparisons, each True or False (or a tensor of one such value).
+            *evidence: one or more comparisons, each a truth value or a tensor of one.
 
         Returns:
             A :class:`Verdict`, to be shown.

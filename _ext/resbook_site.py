@@ -38,6 +38,7 @@ class Preset(ReferenceRole):
 
 
 def configure(app, config):
+    app.parallel = 2  # chapters are executed while they are read, and most keep one core busy and not two
     config.nb_ipywidgets_js = {}
     config.templates_path.append(TEMPLATES)
     config.mathjax_path = "mathjax/startup.js"

@@ -12,7 +12,7 @@ GLOSSARY = (ROOT / "chapters/glossary.md").read_text(encoding="utf-8")
 ENTRIES = re.findall(r"^(\S.*)\n((?:  .+\n)+)", GLOSSARY.split("```{glossary}\n")[1], flags=re.M)
 SUBJECTS = list(csv.DictReader((ROOT / "tests/subjects.csv").read_text(encoding="utf-8").splitlines()))
 LABORATORY = (ROOT / "chapters/claims-laboratory.md").read_text(encoding="utf-8")
-CLAIMS = re.findall(r"^\((claim-[\w-]+)\)=\n### (.+)\n(.*?)(?=^\(claim-|^## )", LABORATORY, flags=re.M | re.S)
+CLAIMS = re.findall(r"^\((claim-[\w-]+)\)=\n### ([^\n]+)\n(.*?)(?=^\(claim-|^## )", LABORATORY, flags=re.M | re.S)
 VERDICTS = ["true", "true with conditions", "false", "open"]
 
 
@@ -94,7 +94,7 @@ def test_claims_are_found_by_word_and_by_verdict(laboratory):
 
 
 def test_a_link_to_a_hidden_claim_shows_it(laboratory):
-    laboratory.locator(".rb-claims input").fill("no claim says this")
+    laboratory.locator(".rb-claims input").fill("xyzzy")
     assert shown(laboratory) == []
     laboratory.evaluate("label => { location.hash = label }", CLAIMS[-1][0])
     laboratory.wait_for_function("() => document.querySelector('.rb-claims input').value === ''")

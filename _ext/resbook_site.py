@@ -38,7 +38,11 @@ class Preset(ReferenceRole):
 
 
 def configure(app, config):
-    app.parallel = 2  # chapters are executed while they are read, and most keep one core busy and not two
+    # Chapters are executed while they are read, and most of them keep one core busy and not two. Two extensions of
+    # Jupyter Book do not allow it: one numbers sections after all are read, the other is for LaTeX.
+    app.parallel = 2
+    for name in ("sphinx_multitoc_numbering", "sphinx_jupyterbook_latex"):
+        app.extensions[name].parallel_read_safe = True
     config.nb_ipywidgets_js = {}
     config.templates_path.append(TEMPLATES)
     config.mathjax_path = "mathjax/startup.js"

@@ -11,7 +11,7 @@ addEventListener("DOMContentLoaded", () => {
     const badge = document.createElement("span");
     badge.className = "rb-verdict-badge";
     badge.textContent = verdict;
-    section.querySelector("h3").append(" ", badge);
+    section.querySelector("h3").insertBefore(badge, section.querySelector("h3 > .headerlink"));
   }
 
   const panel = document.createElement("form");

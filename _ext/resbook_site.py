@@ -6,6 +6,7 @@ from pathlib import Path
 
 from docutils import nodes
 from markupsafe import Markup
+from myst_nb.core import execute
 from sphinx.util.docutils import ReferenceRole
 from sphinx.util.fileutil import copy_asset
 
@@ -35,6 +36,32 @@ class Preset(ReferenceRole):
 
     def run(self):
         return [nodes.reference(self.rawtext, self.title, refuri=f"#{self.target}", classes=["preset"])], []
+
+
+class NotebookClient(execute.NotebookClientCache):
+    """Joins the pieces in which a kernel happens to send what a cell prints, and keeps what comes from the cache.
+
+    MyST-NB's own merging puts a line break between two pieces, and the notebook that it leaves in
+    _build/jupyter_execute has no outputs when they come from the cache.
+    """
+
+    def start_client(self):
+        written = self._notebook
+        super().start_client()
+        for cell in self._notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs = join_streams(cell.outputs)
+        written.update(self._notebook)
+
+
+def join_streams(outputs):
+    joined = []
+    for output in outputs:
+        if output.output_type == "stream" and joined and joined[-1].get("name") == output.name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def configure(app, config):
@@ -76,6 +103,7 @@ def copy_mathjax(app, failure):
 
 
 def setup(app):
+    execute.NotebookClientCache = NotebookClient
     app.add_role("preset", Preset())
     app.connect("config-inited", configure)
     app.connect("html-page-context", lighten_page, priority=900)

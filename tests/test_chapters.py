@@ -3,6 +3,7 @@
 import json
 import re
 import statistics
+from html import unescape
 
 import jupytext
 import pytest
@@ -101,6 +102,14 @@ def test_cells_leave_nothing_accidental(page):
 def outputs(page):
     notebook = json.loads((ROOT / "_build/jupyter_execute" / f"{page}.ipynb").read_text())
     return [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if code_cells(page)])
+def test_the_executed_notebook_prints_what_the_page_shows(page):
+    printed = ["".join(output["text"]).strip() for output in outputs(page) if output["output_type"] == "stream"]
+    html = (ROOT / "_build/html" / f"{page}.html").read_text()
+    shown = re.findall(r'class="output stream.*?<pre>(.*?)</pre>', html, flags=re.S)
+    assert printed == [unescape(re.sub("<[^>]+>", "", text)).strip() for text in shown] != []
 
 
 def test_what_the_chapters_compare_is_equal():

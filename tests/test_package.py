@@ -169,7 +169,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
     assert {str(path.relative_to(CODE).as_posix()) for path in files} == {
         name for name in names if ".dist-info/" not in name
     }
-    assert all(re.fullmatch(r"[a-z]+>=[0-9.]+", requirement) for requirement in metadata.get_all("Requires-Dist"))
+    assert all(re.fullmatch(r"[a-z-]+>=[0-9.]+", requirement) for requirement in metadata.get_all("Requires-Dist"))
 
 
 def test_the_wheel_installs_and_works(wheel, tmp_path):

@@ -21,12 +21,13 @@ addEventListener("DOMContentLoaded", () => {
     <div role="group" aria-label="Verdicts"></div><p role="status"></p>`;
   [...groups][0].before(panel);
   const [input, buttons, status] = ["input", "div", "p"].map(tag => panel.querySelector(tag));
-  const verdicts = ["true", "true with conditions", "false", "open"];
-  for (const verdict of verdicts.filter(verdict => claims.some(claim => claim.verdict === verdict))) {
+  for (const verdict of ["true", "true with conditions", "false", "open"]) {
+    const count = claims.filter(claim => claim.verdict === verdict).length;
+    if (!count) continue;
     const button = document.createElement("button");
     button.type = "button";
     button.value = verdict;
-    button.textContent = `${verdict} (${claims.filter(claim => claim.verdict === verdict).length})`;
+    button.textContent = `${verdict} (${count})`;
     button.setAttribute("aria-pressed", "false");
     button.addEventListener("click", () => {
       button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") !== "true");

@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 from conftest import BOOK_PAGES, ROOT
+from resbook.claims import VERDICTS
 
 SITE = ROOT / "_build" / "html"
 GLOSSARY = (ROOT / "chapters/glossary.md").read_text(encoding="utf-8")
@@ -13,7 +14,6 @@ ENTRIES = re.findall(r"^(\S.*)\n((?:  .+\n)+)", GLOSSARY.split("```{glossary}\n"
 SUBJECTS = list(csv.DictReader((ROOT / "tests/subjects.csv").read_text(encoding="utf-8").splitlines()))
 LABORATORY = (ROOT / "chapters/claims-laboratory.md").read_text(encoding="utf-8")
 CLAIMS = re.findall(r"^\((claim-[\w-]+)\)=\n### ([^\n]+)\n(.*?)(?=^\(claim-|^## )", LABORATORY, flags=re.M | re.S)
-VERDICTS = ["true", "true with conditions", "false", "open"]
 
 
 @cache

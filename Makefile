@@ -9,6 +9,8 @@ PAGES := $(shell sed -n -e 's/^root: *//p' -e 's/^ *- file: *//p' _toc.yml)
 
 # Threads that wait for each other must not keep a core busy: on a loaded machine a chapter would take minutes.
 export OMP_WAIT_POLICY := PASSIVE
+# The last digits of a training depend on how many threads add up: one, everywhere. Two chapters run at a time anyway.
+book notebooks derived test colab: export OMP_NUM_THREADS := 1
 
 # An interrupted set-up may have left a Python without pip.
 HAS_PIP := $(BIN)/python -m pip --version >/dev/null 2>&1
@@ -16,34 +18,54 @@ HAS_PIP := $(BIN)/python -m pip --version >/dev/null 2>&1
 fail = { echo "$(1)" >&2; exit 1; }
 
 .DELETE_ON_ERROR:
-.PHONY: help book test links bench serve clean check-python sources
+.PHONY: help book notebooks derived test package colab links bench serve clean check-python sources
 
 help:
 	@echo "make book    install what the book needs into .venv, run every chapter, write the site to $(SITE)"
-	@echo "make test    build the book, then check the code, the package and every page in a browser"
+	@echo "make notebooks   the same chapters, with their outputs, as notebooks/*.ipynb"
+	@echo "make test    build the book, then check the code, the package, every page in a browser, every notebook's outputs"
+	@echo "make colab   run every notebook with Colab's versions of what runs and shows it"
 	@echo "make links   ask every outside address in the book whether it still answers (needs the network)"
 	@echo "make bench   print speed and memory as ratios to other implementations"
 	@echo "make serve   build the book and serve it at http://localhost:$(PORT) (other port: make serve PORT=8001)"
 	@echo "make clean   remove .venv and everything the other targets made"
 
-book: .venv/installed _build/sources
-	@$(BIN)/jupyter-book --version | grep -q ': 1\.' || \
-	  $(call fail,The book needs Jupyter Book 1.x: run 'make clean' and then 'make book'.)
 # Sphinx tells a warning only when it reads a page, so a build after a failed one has to read all pages again.
-	@test -f _build/complete || rm -rf _build/.doctrees
-	@rm -f _build/complete
-	@$(BIN)/jupyter-book build . -n -W --keep-going || \
-	  $(call fail,The book has errors or warnings: see the lines above that name a file and say WARNING or ERROR.)
+define build
+@$(BIN)/jupyter-book --version | grep -q ': 1\.' || \
+  $(call fail,The book needs Jupyter Book 1.x: run 'make clean' and then 'make $@'.)
+@test -f _build/complete || rm -rf _build/.doctrees
+@rm -f _build/complete
+@$(BIN)/jupyter-book build . -n -W --keep-going $(1) || \
+  $(call fail,The book has errors or warnings: see the lines above that name a file and say WARNING or ERROR.)
+@touch _build/complete
+endef
+
+book: .venv/installed _build/sources
+	$(call build)
 	@for page in $(PAGES); do test -f $(SITE)/$$page.html || \
 	  $(call fail,_toc.yml names $$page but $(SITE)/$$page.html was not made.); done
-	@touch _build/complete
 	@echo "The book is built. Open $(CURDIR)/$(SITE)/index.html"
 
-test: book .venv-colab/installed
+derived: .venv/installed _build/sources
+	$(call build,--builder custom --custom-builder notebooks)
+
+notebooks: derived
+	@mkdir -p $@ && rm -f $@/*.ipynb && cp _build/notebooks/*.ipynb $@
+
+test: book derived .venv-colab/installed
 	$(BIN)/python tests/browser.py
 	$(BIN)/ruff check .
 	$(BIN)/codespell .
 	$(BIN)/pytest
+	$(BIN)/python tests/compare.py notebooks/*.ipynb
+
+# For any Python that has the package: make package PYTHON=python3.13
+package:
+	$(PYTHON) -m pytest $(wildcard $(patsubst code/resbook/%.py,tests/test_%.py,$(wildcard code/resbook/*.py)))
+
+colab: .venv-colab/installed
+	.venv-colab/bin/python tests/compare.py notebooks/*.ipynb
 
 links: book
 	$(BIN)/jupyter-book build . --builder linkcheck

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from docutils import nodes
 from markupsafe import Markup
-from myst_nb.core import execute
+from myst_nb.core import execute, render
+from resbook.pictures import inline_html
 from sphinx.util.docutils import ReferenceRole
 from sphinx.util.fileutil import copy_asset
 
@@ -64,6 +65,13 @@ def join_streams(outputs):
     return joined
 
 
+def render_image(renderer, data, as_file=render.NbElementRenderer.render_image):
+    """Put a vector image into the page itself, where it takes the page's colours; MyST-NB would link to a file."""
+    if data.mime_type != "image/svg+xml":
+        return as_file(renderer, data)
+    return [nodes.raw(text=inline_html(data.string), format="html", classes=["output", "text_html"])]
+
+
 def configure(app, config):
     # Chapters are executed while they are read, and most of them keep one core busy and not two. Two extensions of
     # Jupyter Book do not allow it: one numbers sections after all are read, the other is for LaTeX.
@@ -104,6 +112,7 @@ def copy_mathjax(app, failure):
 
 def setup(app):
     execute.NotebookClientCache = NotebookClient
+    render.NbElementRenderer.render_image = render_image
     app.add_role("preset", Preset())
     app.connect("config-inited", configure)
     app.connect("html-page-context", lighten_page, priority=900)

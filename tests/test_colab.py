@@ -3,7 +3,11 @@
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 from queue import Empty
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -115,3 +119,34 @@ def test_an_explorer_in_colab(colab, name):
     value = ours.settings[control]
     colab.run(f"w.settings = {{**w.settings, {control!r}: {value!r}}}")
     assert eval(colab.run(f"print([w.settings[{control!r}]])")[2]) == [value]
+
+
+def test_the_set_up_cell_installs_the_package_and_nothing_else(tmp_path):
+    """In an environment that has Colab's versions and no place of its own for them, what is installed shows."""
+    sys.path.insert(0, str(ROOT / "_ext"))
+    from resbook_notebooks import set_up_cell
+
+    book, run = tmp_path / "book", subprocess.run
+    shutil.copytree(ROOT / "code", book / "code", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, book)
+    for step in ("init -q -b edition", "add .", "-c user.name=book -c user.email=book@book commit -q -m book"):
+        run(["git", *step.split()], cwd=book, check=True)
+    options = {"repository_url": f"file://{book}", "repository_branch": "edition"}
+    cell = set_up_cell(SimpleNamespace(html_theme_options=options, html_baseurl="")).source
+
+    run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    (own,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (theirs,) = (ROOT / ".venv-colab").glob("lib/python*/site-packages")
+    (own / "colab.pth").write_text(f"{theirs}\nimport site; site.addsitedir({str(theirs)!r})\n")
+    before = {path.name for path in own.iterdir()}
+    shell = "from IPython.core.interactiveshell import InteractiveShell\n"
+    program = shell + f"InteractiveShell.instance().run_cell({cell!r}).raise_error()"
+    python = [tmp_path / "venv/bin/python", "-c"]
+    outside = run([*python, program], capture_output=True, text=True)
+    assert outside.stdout.startswith("computing on ") and {path.name for path in own.iterdir()} == before
+    inside = run([*python, STAND_IN + program], capture_output=True, text=True)
+    if "No matching distribution found for setuptools" in inside.stdout and os.environ.get("CI") != "true":
+        pytest.skip("pip found nothing to build with: there is no network")
+    assert re.search(r"^computing on ", inside.stdout, flags=re.M), inside.stdout + inside.stderr
+    assert {path.name for path in own.iterdir()} - before == {"resbook", "resbook-0.1.0.dist-info"}

@@ -1,6 +1,8 @@
 """Pictures, drawings and shown source: well-formed, labelled, the same in every run, and true to what they show."""
 
+import base64
 import inspect
+import io
 import os
 import re
 import subprocess
@@ -14,7 +16,7 @@ import resbook
 from resbook import BasicBlock, Bottleneck, Shortcut, cifar_resnet, conv_output_size, show_source, trace_shapes
 from resbook.blocks import ORDERS
 from resbook.drawings import draw_block, draw_network, draw_norm_axes, draw_units
-from resbook.pictures import OKABE_ITO, Picture, line_style, new_figure, picture_of
+from resbook.pictures import OKABE_ITO, Picture, inline_html, line_style, new_figure, picture_of
 from torch import nn
 
 CODE = Path(resbook.__file__).parent.parent
@@ -72,9 +74,23 @@ def test_a_picture_is_labelled_whatever_its_alt_says():
     svg = elements(picture)[0]
     assert svg.get("role") == "img"
     assert svg.get("aria-label") == picture.alt == 'x < y & "z" in two lines'
+    assert picture._repr_mimebundle_()["text/plain"] == picture.alt
+
+
+def test_a_notebook_gets_ink_on_paper_and_a_page_its_own_colours():
+    picture = draw_units()
+    assert not re.search("var\\(|currentColor", picture._repr_mimebundle_()["image/svg+xml"])
+    picture = plot()
     bundle = picture._repr_mimebundle_()
-    assert bundle["text/plain"] == picture.alt
-    assert picture.html() in bundle["text/html"]
+    alone = ElementTree.fromstring(bundle["image/svg+xml"])
+    assert alone.get("style") == "background: #fefefe" and alone.get("role") == "img"
+    assert not re.search("var\\(|currentColor", bundle["image/svg+xml"])
+    assert inline_html(bundle["image/svg+xml"]) == f'<div class="rb rb-picture">{picture.html()}</div>'
+    assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
+    assert "image/png" not in draw_units()._repr_mimebundle_()
+    height, width, _ = plt.imread(io.BytesIO(picture.png)).shape
+    corner = plt.imread(io.BytesIO(picture.png))[0, 0]
+    assert (width, height) == (640, 340) and list(corner) == [1, 1, 1, 1]
 
 
 def test_colours_are_those_of_the_page():

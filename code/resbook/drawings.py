@@ -3,11 +3,10 @@
 from html import escape
 
 from resbook.blocks import Block
-from resbook.pictures import OKABE_ITO, PLAIN, RESIDUAL, Picture
+from resbook.pictures import INK, OKABE_ITO, PAPER, PLAIN, RESIDUAL, Picture
 from resbook.shapes import shape_text, trace_shapes
 
 GREEN = OKABE_ITO["green"][0]
-INK = "#000000"  # the colour of the text around a picture, see Picture
 BOX, GAP = 30, 26  # height of a box, and of the arrow to the next
 MONO = "ui-monospace, monospace"
 LAYERS = {"BatchNorm2d": "batch norm", "AdaptiveAvgPool2d": "global average pool", "Linear": "linear"}
@@ -235,7 +234,7 @@ class Canvas:
 
     def box(self, x, y, text, colour, *, width=160, dashed=False, fill=False):
         dash = ' stroke-dasharray="5 3"' if dashed else ""
-        inside = 'fill="var(--pst-color-background, white)"' if fill else 'fill="none"'
+        inside = f'fill="{PAPER}"' if fill else 'fill="none"'
         self.reach((x - width / 2, y), (x + width / 2, y + BOX))
         self.parts.append(
             f'<rect x="{x - width / 2:g}" y="{y:g}" width="{width}" height="{BOX}" rx="4" {inside} '
@@ -280,7 +279,7 @@ class Canvas:
         """Draw the addition under ``y``; return where it ends."""
         self.reach((x - radius, y), (x + radius, y + 2 * radius))
         self.parts.append(
-            f'<circle cx="{x:g}" cy="{y + radius:g}" r="{radius}" fill="var(--pst-color-background, white)" '
+            f'<circle cx="{x:g}" cy="{y + radius:g}" r="{radius}" fill="{PAPER}" '
             f'stroke="{RESIDUAL}" stroke-width="1.8"/>'
             f'<path d="M {x - 5:g} {y + radius:g} h 10 m -5 -5 v 10" stroke="{RESIDUAL}" stroke-width="1.8"/>'
         )

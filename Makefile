@@ -18,17 +18,19 @@ HAS_PIP := $(BIN)/python -m pip --version >/dev/null 2>&1
 fail = { echo "$(1)" >&2; exit 1; }
 
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 .PHONY: help book notebooks derived test package colab links bench serve clean check-python sources
 
 help:
-	@echo "make book    install what the book needs into .venv, run every chapter, write the site to $(SITE)"
-	@echo "make notebooks   the same chapters, with their outputs, as notebooks/*.ipynb"
-	@echo "make test    build the book, then check the code, the package, every page in a browser, every notebook's outputs"
-	@echo "make colab   run every notebook with Colab's versions of what runs and shows it"
-	@echo "make links   ask every outside address in the book whether it still answers (needs the network)"
-	@echo "make bench   print speed and memory as ratios to other implementations"
-	@echo "make serve   build the book and serve it at http://localhost:$(PORT) (other port: make serve PORT=8001)"
-	@echo "make clean   remove .venv and everything the other targets made"
+	@echo "make book       install what the book needs into .venv, run every chapter, write the site to $(SITE)"
+	@echo "make notebooks  derive notebooks/*.ipynb, with outputs, from the chapters"
+	@echo "make test       build the book, then check the code, the package, every page in a browser, every notebook's outputs"
+	@echo "make package    run the package's own tests with PYTHON, which must have the package"
+	@echo "make colab      run every notebook with Colab's versions of what runs and shows it"
+	@echo "make links      ask every outside address in the book whether it still answers (needs the network)"
+	@echo "make bench      print speed and memory as ratios to other implementations"
+	@echo "make serve      build the book and serve it at http://localhost:$(PORT) (other port: make serve PORT=8001)"
+	@echo "make clean      remove .venv and everything the other targets made"
 
 # Sphinx tells a warning only when it reads a page, so a build after a failed one has to read all pages again.
 define build
@@ -92,7 +94,7 @@ clean:
 	$(BIN)/python -m venv .venv-colab
 	.venv-colab/bin/python -m pip install --disable-pip-version-check -q -r tests/colab.txt
 	where='import sysconfig; print(sysconfig.get_path("purelib"))'; \
-	  $(BIN)/python -c "$$where" > "$$(.venv-colab/bin/python -c "$$where")/book.pth"
+	  echo "import site; site.addsitedir('$$($(BIN)/python -c "$$where")')" > "$$(.venv-colab/bin/python -c "$$where")/book.pth"
 	@touch $@
 
 check-python:

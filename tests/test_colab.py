@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from queue import Empty
 from types import SimpleNamespace
 
@@ -132,20 +133,21 @@ def test_the_set_up_cell_installs_the_package_and_nothing_else(tmp_path):
         shutil.copy(ROOT / name, book)
     for step in ("init -q -b edition", "add .", "-c user.name=book -c user.email=book@book commit -q -m book"):
         run(["git", *step.split()], cwd=book, check=True)
-    options = {"repository_url": f"file://{book}", "repository_branch": "edition"}
-    cell = set_up_cell(SimpleNamespace(html_theme_options=options, html_baseurl="")).source
+    address = {"repository_url": f"file://{book}", "repository_branch": "edition"}
+    cell = set_up_cell(SimpleNamespace(html_theme_options=address, html_baseurl="")).source
 
     run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     (own,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     (theirs,) = (ROOT / ".venv-colab").glob("lib/python*/site-packages")
-    (own / "colab.pth").write_text(f"{theirs}\nimport site; site.addsitedir({str(theirs)!r})\n")
+    (own / "colab.pth").write_text(f"{theirs}\n{sysconfig.get_path('purelib')}\n")
     before = {path.name for path in own.iterdir()}
     shell = "from IPython.core.interactiveshell import InteractiveShell\n"
     program = shell + f"InteractiveShell.instance().run_cell({cell!r}).raise_error()"
     python = [tmp_path / "venv/bin/python", "-c"]
-    outside = run([*python, program], capture_output=True, text=True)
+    captured = {"capture_output": True, "text": True}
+    outside = run([*python, program], env={**os.environ, "PYTHONPATH": str(ROOT / "code")}, **captured)
     assert outside.stdout.startswith("computing on ") and {path.name for path in own.iterdir()} == before
-    inside = run([*python, STAND_IN + program], capture_output=True, text=True)
+    inside = run([*python, STAND_IN + program], env={**os.environ, "PYTHONPATH": ""}, **captured)
     if "No matching distribution found for setuptools" in inside.stdout and os.environ.get("CI") != "true":
         pytest.skip("pip found nothing to build with: there is no network")
     assert re.search(r"^computing on ", inside.stdout, flags=re.M), inside.stdout + inside.stderr

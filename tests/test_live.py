@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -44,6 +45,7 @@ def server(tmp_path_factory):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, folder / "explorers.ipynb")
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     for part, wanted in SETTINGS.items():
         path = folder / "settings" / "@jupyterlab" / f"{part}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -277,6 +279,30 @@ def test_a_saved_notebook_shows_sentence_and_table_without_its_kernel(lab, brows
     page.wait_for_selector(".jp-OutputArea-output figcaption")
     assert page.locator(".jp-OutputArea-output figcaption").all_inner_texts() == lab.summaries
     assert page.locator(".jp-OutputArea-output table tr").count() > 150
+    page.context.close()
+
+
+def test_a_chapters_notebook_reads_well_before_it_is_run(browser, server):
+    """Opened as downloaded, untrusted: formulas, bitmaps, explorers in words, links, and solutions that fold out."""
+    page = browser.new_context(viewport={"width": 1300, "height": 1000}).new_page()
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(server.replace("explorers.ipynb", "notebooks/residual-structure.ipynb"))
+    page.get_by_role("heading", name="References").wait_for()
+    page.wait_for_function("document.querySelectorAll('.jp-RenderedMarkdown mjx-container').length > 80")
+    text = page.locator(".jp-RenderedMarkdown")
+    assert page.locator("mjx-merror").count() == 0
+    assert not [t for t in text.all_inner_texts() if re.search(r"\$|\*\*|\]\(|\{\w+\}`|:::", t)]
+    pictures = page.locator(".jp-OutputArea-output img")
+    assert pictures.count() == 2 and all(i.evaluate("i => i.naturalWidth > 600") for i in pictures.all())
+    assert page.locator(".jp-OutputArea-output figcaption").count() == 2
+    assert page.get_by_text("Two units side by side.").is_visible()  # for a drawing there is no bitmap
+    assert page.get_by_text("cells hidden").count() == 6
+    solution = page.locator("p", has_text="Each subset of")
+    assert not solution.is_visible()
+    page.get_by_text("2 cells hidden").nth(2).click()
+    solution.wait_for()
+    assert problems == []
     page.context.close()
 
 

@@ -21,7 +21,7 @@ PAGE_COLOURS = {
     INK: "currentColor",
     PAPER: "var(--pst-color-background, white)",
 }
-BACKGROUND = f' style="background: {PAPER}"'
+ALONE = f' style="background: {PAPER}; font-family: sans-serif"'  # of a picture that no page surrounds
 STYLE = {
     "figure.figsize": (6.4, 3.4),
     "figure.constrained_layout.use": True,
@@ -59,7 +59,7 @@ class Picture:
         self.svg, self.alt, self.png = svg, " ".join(alt.split()), png
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        bundle = {"image/svg+xml": self.labelled().replace("<svg", f"<svg{BACKGROUND}", 1), "text/plain": self.alt}
+        bundle = {"image/svg+xml": self.labelled().replace("<svg", f"<svg{ALONE}", 1), "text/plain": self.alt}
         if self.png:
             bundle["image/png"] = base64.b64encode(self.png).decode()
         return bundle
@@ -77,7 +77,7 @@ class Picture:
 
 def inline_html(svg):
     """Turn the ``image/svg+xml`` of a :class:`Picture` into HTML for a page: no paper, the page's own colours."""
-    return f'<div class="rb rb-picture">{_in_page_colours(svg.replace(BACKGROUND, "", 1))}</div>'
+    return f'<div class="rb rb-picture">{_in_page_colours(svg.replace(ALONE, "", 1))}</div>'
 
 
 def _in_page_colours(svg):

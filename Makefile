@@ -5,12 +5,16 @@ PORT ?= 8000
 BIN := .venv/bin
 SITE := _build/html
 PINS := requirements.txt constraints.txt pyproject.toml
+PACKAGE_TESTS := arithmetic batchnorm blocks claims cracks data fingerprint gradients gradient_grid initialization \
+  networks pictures shapes training
 PAGES := $(shell sed -n -e 's/^root: *//p' -e 's/^ *- file: *//p' _toc.yml)
 
 # Threads that wait for each other must not keep a core busy: on a loaded machine a chapter would take minutes.
 export OMP_WAIT_POLICY := PASSIVE
-# The last digits of a training depend on how many threads add up: one, everywhere. Two chapters run at a time anyway.
+# The last digits of a training depend on what computes, and with how many threads: the processor with one, everywhere.
+# Two chapters run at a time anyway.
 book notebooks derived test colab: export OMP_NUM_THREADS := 1
+book notebooks derived test colab: export CUDA_VISIBLE_DEVICES :=
 
 # An interrupted set-up may have left a Python without pip.
 HAS_PIP := $(BIN)/python -m pip --version >/dev/null 2>&1
@@ -26,7 +30,7 @@ help:
 	@echo "make notebooks  derive notebooks/*.ipynb, with outputs, from the chapters"
 	@echo "make test       build the book, then check the code, the package, every page in a browser, every notebook's outputs"
 	@echo "make package    run the package's own tests with PYTHON, which must have the package"
-	@echo "make colab      run every notebook with Colab's versions of what runs and shows it"
+	@echo "make colab      run every notebook with Colab's versions of what shows it"
 	@echo "make links      ask every outside address in the book whether it still answers (needs the network)"
 	@echo "make bench      print speed and memory as ratios to other implementations"
 	@echo "make serve      build the book and serve it at http://localhost:$(PORT) (other port: make serve PORT=8001)"
@@ -35,11 +39,12 @@ help:
 # Sphinx tells a warning only when it reads a page, so a build after a failed one has to read all pages again.
 define build
 @$(BIN)/jupyter-book --version | grep -q ': 1\.' || \
-  $(call fail,The book needs Jupyter Book 1.x: run 'make clean' and then 'make $@'.)
+  $(call fail,The book needs Jupyter Book 1.x: run 'make clean' and start again.)
 @test -f _build/complete || rm -rf _build/.doctrees
 @rm -f _build/complete
 @$(BIN)/jupyter-book build . -n -W --keep-going $(1) || \
-  $(call fail,The book has errors or warnings: see the lines above that name a file and say WARNING or ERROR.)
+  $(call fail,The book has errors or warnings: see the lines above that name a file and say WARNING or ERROR. Mend them; \
+  then, make notebooks.)
 @touch _build/complete
 endef
 
@@ -53,7 +58,8 @@ derived: .venv/installed _build/sources
 	$(call build,--builder custom --custom-builder notebooks)
 
 notebooks: derived
-	@mkdir -p $@ && rm -f $@/*.ipynb && cp _build/notebooks/*.ipynb $@
+	@rm -rf _build/new && mkdir _build/new && cp _build/notebooks/*.ipynb _build/new
+	@rm -rf $@ && mv _build/new $@
 
 test: book derived .venv-colab/installed
 	$(BIN)/python tests/browser.py
@@ -64,7 +70,9 @@ test: book derived .venv-colab/installed
 
 # For any Python that has the package: make package PYTHON=python3.13
 package:
-	$(PYTHON) -m pytest $(wildcard $(patsubst code/resbook/%.py,tests/test_%.py,$(wildcard code/resbook/*.py)))
+	@$(PYTHON) -c 'import hypothesis, playwright, pytest, resbook, yaml' || \
+	  $(call fail,First: $(PYTHON) -m pip install . -r tests/package.txt)
+	$(PYTHON) -m pytest $(PACKAGE_TESTS:%=tests/test_%.py)
 
 colab: .venv-colab/installed
 	.venv-colab/bin/python tests/compare.py notebooks/*.ipynb

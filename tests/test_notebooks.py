@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 import compare
 import nbformat
@@ -27,7 +29,7 @@ CHAPTERS = [
 ]
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table").use(dollarmath_plugin, double_inline=True)
 COMPUTED = ".cell_input, .cell_output .output, .cell_output > .highlight, summary, script"
-MOST_BYTES, MOST_EXCEPTIONS = 1_000_000, 0.03
+MOST_BYTES, MOST_EXCEPTIONS, MOST_MEASURED = 1_000_000, 0.03, 0.08
 RANDOM = r"0x[0-9a-f]{8,}|/(home|root|Users|work|tmp|content)/|site-packages|Warning|\b\d\d:\d\d:\d\d\b|\bcuda|\bmps\b"
 
 
@@ -41,23 +43,27 @@ def sources(notebook, kind):
 
 def without_outputs(notebook):
     """Return what a notebook consists of but what was computed."""
-    notebook.metadata.pop("resbook", None)
+    notebook.metadata.resbook.pop("arithmetic")
     for cell in notebook.cells:
         cell.pop("outputs", None)
     return notebook
 
 
 def test_there_is_a_notebook_for_every_chapter_with_code():
-    assert len(CHAPTERS) == 14
-    assert sorted(path.stem for path in STORED.glob("*")) == sorted(CHAPTERS), "run: make notebooks"
+    assert sorted(path.stem for path in STORED.glob("*.ipynb")) == sorted(CHAPTERS), "run: make notebooks"
+    assert sorted(path.stem for path in DERIVED.glob("*.ipynb")) == sorted(CHAPTERS), "run the tests with: make test"
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_a_notebook_is_what_its_chapter_gives(name):
-    """Outputs are left to the comparison by nbval, which allows for another processor."""
+    """To the byte, where the arithmetic is the same; elsewhere outputs are left to nbval, which allows for that."""
     derived, stored = DERIVED / f"{name}.ipynb", STORED / f"{name}.ipynb"
     assert derived.exists(), "run the tests with: make test"
-    same = without_outputs(read(derived)) == without_outputs(read(stored))
+    assert stored.exists(), "run: make notebooks"
+    if read(derived).metadata.resbook == read(stored).metadata.resbook:
+        same = derived.read_bytes() == stored.read_bytes()
+    else:
+        same = without_outputs(read(derived)) == without_outputs(read(stored))
     assert same, f"notebooks/{name}.ipynb is not what chapters/{name}.md gives; run: make notebooks"
 
 
@@ -104,7 +110,8 @@ def words_of(source, texts_only=False):
 
 
 def squeeze(text):
-    text = re.sub(r"\\(begin|end)\{\w+\*?\}|\\tag\{\d+\}|\\v?Vert|\\vert|\||\s", "", text)
+    text = re.sub(r"\\(begin|end)\{\w+\*?\}|\\tag\{\d+\}|\\v?Vert|\\vert|\||\(button “[^”]*”\)|\s", "", text)
+    text = text.replace(r"\lt", "<")
     return re.sub(r"\\[()\[\]]", "", text)
 
 
@@ -121,13 +128,25 @@ def test_a_notebook_says_all_that_the_page_says(name):
     assert [text for text in shown if text and text not in said] == []
 
 
+@cache
+def places(name):
+    """Return the anchors of a notebook's headings, as JupyterLab makes them."""
+    markdown = "\n".join(sources(read(STORED / f"{name}.ipynb"), "markdown"))
+    return {
+        quote(re.sub(r"[*`\\]", "", title).replace(" ", "-"))
+        for title in re.findall(r"^#+ (.+)$", markdown, flags=re.M)
+    }
+
+
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_links_lead_somewhere(name):
     for source in sources(read(STORED / f"{name}.ipynb"), "markdown"):
         links = [child.attrGet("href") for token in MARKDOWN.parse(source) for child in token.children or []]
         for link in filter(None, links):
             target = link.split("#")[0]
-            assert link.startswith(("https://", "#")) or target.removesuffix(".ipynb") in CHAPTERS, link
+            if not link.startswith("https://"):
+                other = target.removesuffix(".ipynb") or name
+                assert other in CHAPTERS and ("#" not in link or link.split("#")[1] in places(other)), link
 
 
 def test_exceptions_from_the_comparison_are_few_and_give_their_reason():
@@ -138,7 +157,7 @@ def test_exceptions_from_the_comparison_are_few_and_give_their_reason():
     assert all(cell.source.startswith("# ") and not cell.outputs for cell in exceptions)
     assert 0 < len(exceptions) <= MOST_EXCEPTIONS * len(cells)
     measured = sum("measured" in cell.metadata.get("tags", []) for cell in cells)
-    assert measured <= 0.08 * len(cells)  # compared exactly where arithmetic is the same, roughly elsewhere
+    assert measured <= MOST_MEASURED * len(cells)  # compared exactly where arithmetic is the same, roughly elsewhere
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
@@ -158,6 +177,24 @@ def test_pages_without_a_notebook_have_no_link_to_one():
 
 WRONG = """
 ```{no-such-thing}
+```
+
+````{solution} ex-two
+Without a section, a text follows.
+````
+
+A text.
+
+$$\\begin{multline} a \\\\ b \\end{multline}$$
+
+```{list-table}
+* - - a list
+    - in a cell
+```
+
+```{code-cell} ipython3
+:tags: [remove-cell]
+1
 ```
 
 {no-such-role}`x` ![gone](gone.png) {ref}`nowhere`
@@ -197,7 +234,7 @@ def test_everything_a_chapter_can_hold(probe):
         "# A probe of *everything*\n\nA chapter of [A probe](https://owner.github.io/NAME/chapters/probe.html).",
         "[Open in Colab](https://colab.research.google.com/github/OWNER/NAME/blob/edition/notebooks/probe.ipynb)",
         r"A word, `code`, **bold**, 2 \$, a \* star, a\_b\_c, [a link](https://example.org), 1 \< 2, “quotes” and",
-        r"and $x \cdot y$. [A far section](other.ipynb#A-far-section), [Another chapter](other.ipynb#Another-chapter),",
+        r"and $x \cdot y$. [A far section](other.ipynb#A-far-section), [Another chapter](other.ipynb),",
         "[(3)](other.ipynb)",
         "(1), Fig. 1, Table 1, [A near section](#A-near-section)",
         "[References](https://owner.github.io/NAME/chapters/references.html)",
@@ -219,6 +256,11 @@ def test_everything_a_chapter_can_hold(probe):
         "**Fig. 2** An output with $x$.",
         "### Exercise 1 (An **exercise**)\n\nDo it.",
         "### Exercise 2\n\nAgain.",
+        r"2015\. It was so.",
+        r"\- Not a list, \~5 to \~6, \&lt; and Look\![here](https://example.org/a%28b%29), H<sub>2</sub>O.",
+        "- one\n- two\n\n  - nested\n\n    ```python\n    x = 1\n    ```",
+        "|   |   |\n| --- | --- |\n| $\\lvert x\\rvert \\vert y\\vert$ | a \\| b |",
+        "$$\n\\begin{aligned}\na &= \\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix} \\\\\nb &\\lt  c\n\\end{aligned}\n$$",
         r"\[1\] The text of the note.",
         "## References\n\n- Ann One. A title. 2020. [arXiv:2001.00001](https://arxiv.org/abs/2001.00001).\n- Bob Two.",
     ]:
@@ -226,10 +268,11 @@ def test_everything_a_chapter_can_hold(probe):
     one, two = (cell for cell in notebook.cells if cell.source == "#### Solution")
     assert one.metadata == {"jp-MarkdownHeadingCollapsed": True, "id": one.id} and one.id != two.id
     assert notebook.metadata.colab.collapsed_sections == [one.id, two.id]
-    set_up, figure, time, done = (cell for cell in notebook.cells if cell.cell_type == "code")
+    set_up, figure, time, hidden, done = (cell for cell in notebook.cells if cell.cell_type == "code")
     assert "%pip install -q --no-deps git+https://github.com/OWNER/NAME@edition" in set_up.source
     assert figure.metadata == {"jupyter": {"source_hidden": True}, "cellView": "form"}
     assert figure.outputs[0].data == {"text/plain": "3"}
+    assert hidden.metadata == {**figure.metadata, "jupyter": {"source_hidden": True, "outputs_hidden": True}}
     assert time.metadata.tags == ["nbval-ignore-output"] and time.outputs == []
     assert done.outputs == [{"output_type": "stream", "name": "stdout", "text": "done\n"}]
     shutil.rmtree(probe / "_build")
@@ -247,7 +290,6 @@ def test_links_on_the_page_of_a_published_book(probe):
     colab = "https://colab.research.google.com/github/OWNER/NAME/blob/edition/notebooks/probe.ipynb"
     assert links == [colab, "../notebooks/probe.ipynb"]
     assert (probe / "_build/html/notebooks/probe.ipynb").exists()
-    assert "rb-notebook" not in (probe / "_build/html/chapters/other.html").read_text()  # has none yet
 
 
 def test_without_an_address_nothing_leads_there(probe):
@@ -271,6 +313,10 @@ def test_what_cannot_be_converted_is_told_with_its_place(probe):
         r"probe\.md:\d+: WARNING: a notebook has no Markdown for <hlist>",
         r"probe\.md:\d+: WARNING: image file not readable: chapters/gone\.png",
         r"probe\.md:\d+: WARNING: undefined label: 'nowhere'",
+        r"probe\.md:\d+: WARNING: what follows a solution would be folded away with it: begin a section",
+        r"probe\.md: WARNING: a notebook needs the cells that the page leaves out: \[\d+\]",
+        r"probe\.md:\d+: WARNING: a cell of a notebook's table is one line",
+        r"probe\.md:\d+: WARNING: a notebook's formula is written with aligned or gathered",
         r"(?s)chapters/probe\.md: WARNING: Executing notebook failed.*print\('before'\)\n *1 / 0\n.*division by zero",
     ]:
         assert re.search(said, printed), printed
@@ -328,15 +374,16 @@ def test_a_change_of_the_package_is_noticed(tmp_path, name, module, old, new):
 def test_what_was_measured_may_differ_on_another_processor(tmp_path, code, stored, arithmetic, status):
     output = nbformat.v4.new_output("stream", name="stdout", text=stored)
     cell = nbformat.v4.new_code_cell(code, execution_count=1, outputs=[output], metadata={"tags": ["measured"]})
-    here = compare.arithmetic_here() if arithmetic == "here" else "00000000"
-    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"resbook": {"arithmetic": here}})
+    here = compare.arithmetic_here() if arithmetic == "here" else {"arithmetic": "00000000", "torch": "2"}
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"resbook": here})
     nbformat.write(notebook, tmp_path / "one.ipynb")
     assert compare.compare(tmp_path / "one.ipynb")[0] == status
 
 
 def test_roughly_equal():
     assert compare.roughly_equal("at 1,000 and 2e-05", "at 3,900 and 3e-05")
-    assert compare.roughly_equal("from -0.10", "from +0.10")
+    assert compare.roughly_equal("(-0.10,0.92) 1.2.3", "(+0.10,0.80) 1.2.3")
+    assert not compare.roughly_equal("0.70", "0.95") and not compare.roughly_equal("1e-05", "2e-01")
     assert not compare.roughly_equal("at 1,000", "at 4,100")
     assert not compare.roughly_equal("1 and 2", "1")
     assert not compare.roughly_equal("1 of them", "1 of those")

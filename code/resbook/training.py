@@ -1,6 +1,5 @@
 """One training loop: stochastic gradient descent as in the paper, small enough to be read before it is run."""
 
-import hashlib
 import math
 from typing import NamedTuple
 
@@ -8,9 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from resbook.arithmetic import check_integer
-from resbook.data import Data
-from resbook.device import default_device
-from resbook.networks import cifar_resnet, resnet18
 from resbook.tables import Table
 
 
@@ -180,23 +176,3 @@ def evaluate(model, images, labels, batch_size=500):
     model.eval()
     logits = torch.cat([model(batch) for batch in images.split(batch_size)])
     return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).float().mean().item()
-
-
-def arithmetic_fingerprint():
-    """Return eight hexadecimal digits: where they are the same, trainings repeat digit by digit.
-
-    Processors, numbers of threads and versions of PyTorch round float32 differently, and training amplifies the last
-    bit until it shows. The digits are a hash of PyTorch's version and of the weights that ResNet-20 and ResNet-18 have
-    after a few steps on images of noise, with as many threads as are set, on :func:`resbook.default_device`. Takes a
-    few seconds, and leaves PyTorch's random numbers as they were.
-    """
-    digest = hashlib.sha1(torch.__version__.split("+")[0].encode())
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for model, size in ((cifar_resnet(20), 8), (resnet18(num_classes=10), 48)):
-            images, labels = torch.randn(128, 3, size, size), torch.arange(128) % 10
-            model.to(default_device())
-            train(model, Data(images, labels, images[:1], labels[:1], tuple("0123456789")), epochs=1, batch_size=32)
-            for value in model.state_dict().values():
-                digest.update(value.cpu().numpy().tobytes())
-    return digest.hexdigest()[:8]

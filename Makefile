@@ -43,8 +43,7 @@ define build
 @test -f _build/complete || rm -rf _build/.doctrees
 @rm -f _build/complete
 @$(BIN)/jupyter-book build . -n -W --keep-going $(1) || \
-  $(call fail,The book has errors or warnings: see the lines above that name a file and say WARNING or ERROR. Mend them; \
-  then, make notebooks.)
+  $(call fail,The book has errors or warnings: mend the lines above that name a file and say WARNING or ERROR and run 'make notebooks'.)
 @touch _build/complete
 endef
 

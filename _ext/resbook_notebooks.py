@@ -104,6 +104,7 @@ class NotebookBuilder(Builder):
     def prepare_writing(self, docnames):
         self.arithmetic = {"arithmetic": arithmetic_fingerprint(), "torch": torch.__version__.split("+")[0]}
         self.presets = {f"{e.name}-{name}": e.presets[name][0] for e in EXPLORERS for name in e.presets}
+        self.authors = {c.citation_id: authors_and_year(c.entry) for c in self.env.domains["cite"].citations}
         self.headings, self.bibliography = {}, {}  # by page and anchor, and by anchor
         for docname in self.env.found_docs:
             tree = self.env.get_doctree(docname)
@@ -226,8 +227,8 @@ class Chapter(Markdown):
         self.after_solution = is_solution
 
     def add_references(self):
-        entries = [entry for id, entry in self.builder.bibliography.items() if id in self.cited]
-        entries.sort(key=lambda entry: entry.children[0].astext())  # its label: authors and year
+        cited = sorted(self.cited, key=self.builder.authors.get)
+        entries = [self.builder.bibliography[id] for id in cited]
         if entries:
             self.add_heading(2, "References")
             self.pending.append("\n".join(f"- {self.markdown(entry.children[-1])}" for entry in entries))
@@ -239,6 +240,11 @@ class Chapter(Markdown):
         page = f"[{book}]({site}{self.docname}.html)" if site else f"*{book}*"
         colab = colab_link(self.builder.config, self.name)
         return f"A chapter of {page}." + (f" [Open in Colab]({colab})" if colab else "")
+
+
+def authors_and_year(entry):
+    """Return what a list of references is ordered by."""
+    return [person.last_names for person in entry.persons["author"]], entry.fields["year"]
 
 
 def set_up_cell(config):

@@ -10,11 +10,10 @@ import shutil
 from pathlib import Path
 
 import nbformat
-import torch
 from docutils import nodes
 from notebook_markdown import Markdown
 from resbook.device import default_device
-from resbook.fingerprint import arithmetic_fingerprint
+from resbook.fingerprint import arithmetic
 from resbook.widgets import BatchNormExplorer, BlockWorkshop, GradientExplorer, ShapeExplorer
 from sphinx.builders import Builder
 from sphinx.util import logging
@@ -102,7 +101,7 @@ class NotebookBuilder(Builder):
         return self.get_target_uri(to, typ)
 
     def prepare_writing(self, docnames):
-        self.arithmetic = {"arithmetic": arithmetic_fingerprint(), "torch": torch.__version__.split("+")[0]}
+        self.arithmetic = arithmetic()
         self.presets = {f"{e.name}-{name}": e.presets[name][0] for e in EXPLORERS for name in e.presets}
         self.authors = {c.citation_id: authors_and_year(c.entry) for c in self.env.domains["cite"].citations}
         self.headings, self.bibliography = {}, {}  # by page and anchor, and by anchor

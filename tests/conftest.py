@@ -12,6 +12,7 @@ from hypothesis import settings
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parent.parent
+PLACES = r"0x[0-9a-f]{8,}|/(home|root|Users|work|tmp|content)/|site-packages"  # what no output may hold
 
 # The same examples in every run: a test that failed fails again. (pytest --hypothesis-profile=random draws new ones.)
 settings.register_profile("fixed", derandomize=True, deadline=None)

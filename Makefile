@@ -5,8 +5,8 @@ PORT ?= 8000
 BIN := .venv/bin
 SITE := _build/html
 PINS := requirements.txt constraints.txt pyproject.toml
-PACKAGE_TESTS := arithmetic batchnorm blocks claims cracks data fingerprint gradients gradient_grid initialization \
-  networks pictures shapes training
+PACKAGE_TESTS := anatomy arithmetic batchnorm blocks checkpoints claims cracks data distributed experiments files \
+  fingerprint gradcam gradients gradient_grid images initialization networks pictures records shapes splits training
 PAGES := $(shell sed -n -e 's/^root: *//p' -e 's/^ *- file: *//p' _toc.yml)
 
 # Threads that wait for each other must not keep a core busy: on a loaded machine a chapter would take minutes.

@@ -18,6 +18,9 @@ import resbook
 import torch
 import torchinfo
 import torchvision
+from resbook.data import Data
+from resbook.recipes import crop_and_flip
+from resbook.training import batches, train
 from torch.nn import functional as F
 
 DEVICE = resbook.default_device()
@@ -50,6 +53,39 @@ def summary(batch):
     return lambda: torchinfo.summary(model, (batch, 3, 224, 224), verbose=0)
 
 
+def cifar_data(steps=4, batch=128):
+    """Noise in the shape of CIFAR-10, with one image to test on: training is what is timed."""
+    images, labels = torch.randn(steps * batch, 3, 32, 32), torch.arange(steps * batch) % 10
+    return Data(images, labels, images[:1], labels[:1], tuple("0123456789")).to(DEVICE)
+
+
+def our_loop(**options):
+    model, data = resbook.cifar_resnet(20).to(DEVICE), cifar_data()
+    return lambda: train(model, data, epochs=1, augment=crop_and_flip, **options)
+
+
+def bare_loop():
+    """The same network, images, order, augmentation and optimiser, and nothing else."""
+    model, data, generator = resbook.cifar_resnet(20).to(DEVICE), cifar_data(), torch.Generator()
+
+    def loop():
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+        model.train()
+        for chosen in torch.randperm(len(data.train_images), generator=generator).to(DEVICE).split(128):
+            images = crop_and_flip(data.train_images[chosen], generator)
+            loss = F.cross_entropy(model(images), data.train_labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return loop
+
+
+def data_loading():
+    data, generator = cifar_data(), torch.Generator()
+    return lambda: [images.sum() for images, _ in batches(data, 128, generator, crop_and_flip)]
+
+
 # what is compared: (ours, the peer's, how often, what is wanted of ours over the peer's)
 CASES = {
     "ResNet-18, forward + backward, over torchvision": (
@@ -62,6 +98,12 @@ CASES = {
     "trace_shapes(resnet152), over torchinfo, batch 8": (shape_trace, lambda: summary(8), 11, "at most 1/40"),
     "trace_gradients(resnet18), over forward + backward": (
         gradient_trace, lambda: training_step(resbook.resnet18), 15, "at most 1.10",
+    ),
+    "ResNet-20, 4 steps of train, over a bare loop": (our_loop, bare_loop, 11, "at most 1.03"),
+    "the same, its data loading and augmentation alone": (data_loading, bare_loop, 11, "at most 0.05"),
+    "the same, channels_last over contiguous": (lambda: our_loop(channels_last=True), our_loop, 7, "below 1"),
+    "the same, bf16 and channels_last over float32": (
+        lambda: our_loop(bf16=True, channels_last=True), our_loop, 7, "as it is",
     ),
 }  # fmt: skip
 
@@ -106,14 +148,30 @@ def compare(name):
     )
 
 
+def throughput(name, model, shape, batch, steps=30):
+    """Print images per second of training, and the floating-point operations that they are."""
+    flops = 6 * resbook.trace_shapes(model, shape).macs  # a MAC is two; the way back costs twice the way there
+    images = torch.randn(steps * batch, *shape, device=DEVICE)
+    labels = torch.arange(steps * batch, device=DEVICE) % 10
+    data = Data(images, labels, images[:1], labels[:1], tuple("0123456789"))
+    model.to(DEVICE)
+    elapsed = [seconds(lambda: train(model, data, epochs=1, batch_size=batch, bf16=True, channels_last=True))
+               for _ in range(3)]  # fmt: skip
+    rate = steps * batch / min(elapsed)
+    print(f"{name:52} {rate:12,.0f} images/s, {rate * flops / 1e12:6.1f} TFLOP/s")
+
+
 def main():
     where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(
         f"{where}; torch {torch.__version__}, torchvision {torchvision.__version__}, torchinfo {torchinfo.__version__}"
     )
-    print(f"{'batch 8, 3x224x224':52} {'ours ms':>8} {'peer ms':>9} {'ratio':>7}  {'wanted':12} {'MiB':>7} {'peer':>7}")
+    print(f"{'what':52} {'ours ms':>8} {'peer ms':>9} {'ratio':>7}  {'wanted':12} {'MiB':>7} {'peer':>7}")
     for name in CASES:
         compare(name)
+    if DEVICE.type == "cuda":
+        throughput("ResNet-20, 3x32x32, batch 1024, bf16", resbook.cifar_resnet(20), (3, 32, 32), 1024)
+        throughput("ResNet-18, 3x224x224, batch 256, bf16", resbook.resnet18(), (3, 224, 224), 256)
 
 
 if __name__ == "__main__":

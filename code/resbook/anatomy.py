@@ -1,8 +1,9 @@
 """Look into a trained network: how strongly its layers respond, and what it does without one of its blocks."""
 
 import torch
+from torch import nn
 
-from resbook.blocks import Block
+from resbook.blocks import BasicBlock, Block
 from resbook.training import evaluate
 
 
@@ -20,12 +21,21 @@ def layer_responses(model, images, batch_size=500):
 
     Returns:
         A list of floats, two for every block, from the input to the output.
+
+    Raises:
+        ValueError: the network has no blocks, or other ones.
     """
-    layers = [layer for block in _blocks(model).values() for layer in (block.bn1, block.bn2)]
+    blocks = _blocks(model)
+    for block in blocks:
+        if not isinstance(block, BasicBlock) or block.order != "original":
+            raise ValueError(
+                f"model must have basic blocks in the original order, got {type(block).__name__}, order {block.order!r}"
+            )
+    layers = [layer for block in blocks for layer in (block.bn1, block.bn2)]
     sums = {layer: torch.zeros(3, dtype=torch.float64) for layer in layers}  # of 1, y and y squared
 
     def add(layer, inputs, output):
-        y = output.double().cpu()
+        y = output.cpu().double()  # in this order: Apple's MPS has no float64
         sums[layer] += torch.stack([torch.tensor(float(y.numel()), dtype=y.dtype), y.sum(), (y * y).sum()])
 
     hooks = [layer.register_forward_hook(add) for layer in layers]
@@ -52,25 +62,36 @@ def lesions(model, images, labels):
 
     Returns:
         A list with a float for every block; None where a plain block changes the shape and cannot be taken out.
+
+    Raises:
+        ValueError: the network has no blocks.
     """
-    return [_without(block, model, images, labels) for block in _blocks(model).values()]
+    return [_without(block, model, images, labels) for block in _blocks(model)]
 
 
 def _without(block, model, images, labels):
     if block.residual:
-        block.branch = lambda x: torch.zeros_like(block.downsample(x))
-    elif block.conv1.stride == (1, 1) and block.conv1.in_channels == block.last_conv.out_channels:
-        block.branch = lambda x: x
+        name, stand_in = "branch", lambda x: torch.zeros_like(block.downsample(x))
+    elif _keeps_shape(block):
+        name, stand_in = "forward", lambda x: x
     else:
         return None
+    setattr(block, name, stand_in)
     try:
         return evaluate(model, images, labels)[1]
     finally:
-        del block.branch  # the class's own is found again
+        delattr(block, name)  # the class's own is found again
+
+
+def _keeps_shape(block):
+    strides = {layer.stride for layer in block.modules() if isinstance(layer, nn.Conv2d)}
+    return strides == {(1, 1)} and block.conv1.in_channels == block.last_conv.out_channels
 
 
 def _blocks(model):
-    blocks = {name: module for name, module in model.named_modules() if isinstance(module, Block)}
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
     if not blocks:
-        raise ValueError("model must have residual blocks of this package; there is none")
+        raise ValueError(
+            f"model must have blocks of this package, resbook.Block; there is none in {type(model).__name__}"
+        )
     return blocks

@@ -1,11 +1,14 @@
 """Checkpoints: a training that was stopped goes on as if nothing had happened."""
 
+import errno
 import io
 import zlib
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 
+from resbook.distributed import first
 from resbook.files import write_whole
 
 
@@ -13,16 +16,22 @@ class Checkpoint:
     """The file in which one training keeps its state between epochs; without a path, nothing is kept.
 
     Args:
-        path: of the file, or None.
-        settings: what makes the training what it is, by name: numbers, text, None.
+        path: of the file, in a folder that exists, or None.
+        settings: what makes the training what it is, by name: numbers, text, lists of these, None.
         data: :class:`resbook.data.Data`, of which a checksum is kept.
         parts: what changes in a training, by name: objects with ``state_dict`` and ``load_state_dict``, the network as
             ``"model"`` among them, or ``torch.Generator``.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
     """
 
     def __init__(self, path, settings, data, parts):
-        self.path, self.parts = path and Path(path), parts
-        self.settings = settings if path is None else {**settings, "data": _checksum(data)}
+        self.path, self.parts, self.settings = None if path is None else Path(path), parts, settings
+        if self.path is not None:
+            if not self.path.parent.is_dir():  # said now, and not after the first epoch
+                raise FileNotFoundError(errno.ENOENT, "checkpoint must be in a folder that exists", str(path))
+            self.settings = {**settings, "data": _checksum(data)}
 
     def save(self, **more):
         """Write the state of all parts, and ``more``: plain numbers, lists, dictionaries and tensors.
@@ -33,35 +42,58 @@ class Checkpoint:
         if self.path is None:
             return
         state = {name: _state(part) for name, part in self.parts.items()}
+        state |= {"settings": self.settings, "layers": str(self.parts["model"]), "random": torch.get_rng_state()}
         buffer = io.BytesIO()
-        torch.save({"settings": self.settings, "random": torch.get_rng_state(), **state, **more}, buffer)
+        torch.save({**state, **more}, buffer)
         write_whole(self.path, buffer.getbuffer())
 
     def load(self):
         """Put every part into its stored state and return what was stored; None if there is no file yet.
 
+        Of several processes all get what the first one reads.
+
         Raises:
             ValueError: the file is no checkpoint, or one of another network, other settings or other data. Nothing is
                 changed, then.
+            OSError: the file cannot be read.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None:
+            return None
+        content = first(self.path.read_bytes() if self.path.exists() else None)
+        if content is None:
             return None
         try:
-            stored = torch.load(self.path, map_location="cpu", weights_only=True)
-            shapes, settings = {name: value.shape for name, value in stored["model"].items()}, stored["settings"]
+            stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            states = {name: stored[name] for name in self.parts}
+            tensors, layers, random = _tensors(states["model"]), stored["layers"], stored["random"]
+            settings = dict(stored["settings"])
         except Exception as error:  # a damaged archive fails in a dozen ways
-            raise ValueError(f"checkpoint {self.path} is damaged, or no checkpoint: delete it ({error})") from error
-        _compare_networks(self.path, shapes, self.parts["model"])
-        for name in settings.keys() | self.settings.keys():
+            raise ValueError(
+                f"checkpoint {self.path} is damaged, or no checkpoint: name another file, or delete this one"
+            ) from error
+        self._compare_networks(tensors, layers)
+        for name in [*self.settings, *settings]:
             if (then := settings.get(name)) != (now := self.settings.get(name)):
                 raise ValueError(
                     f"checkpoint {self.path} belongs to a training with {name}={then!r}, and this one has {now!r}: "
                     "name another file, or delete this one"
                 )
         for name, part in self.parts.items():
-            part.set_state(stored[name]) if isinstance(part, torch.Generator) else part.load_state_dict(stored[name])
-        torch.set_rng_state(stored["random"])
+            part.set_state(states[name]) if isinstance(part, torch.Generator) else part.load_state_dict(states[name])
+        torch.set_rng_state(random)
         return stored
+
+    def _compare_networks(self, tensors, layers):
+        """Raise ValueError for a network of other tensors, or of other layers with tensors of the same shapes."""
+        model = self.parts["model"]
+        wanted, other = _tensors(model.state_dict()), f"checkpoint {self.path} is of another network"
+        for name in [*wanted, *tensors]:
+            then, now = tensors.get(name, "nothing of that name"), wanted.get(name, "nothing of that name")
+            if then != now:
+                raise ValueError(f"{other}: for {name} it has {then}, and the model has {now}")
+        for then, now in zip_longest(layers.splitlines(), str(model).splitlines(), fillvalue="nothing"):
+            if then != now:
+                raise ValueError(f"{other}: it has {then.strip()} where the model has {now.strip()}")
 
 
 def _state(part):
@@ -72,12 +104,5 @@ def _checksum(data):
     return [zlib.crc32(tensor.contiguous().cpu().numpy()) for tensor in data[:4]]
 
 
-def _compare_networks(path, shapes, model):
-    wanted = {name: value.shape for name, value in model.state_dict().items()}
-    for name in [*wanted, *shapes]:
-        then, now = shapes.get(name), wanted.get(name)
-        if then != now:
-            then, now = ("nothing of that name" if shape is None else f"shape {tuple(shape)}" for shape in (then, now))
-            raise ValueError(
-                f"checkpoint {path} is of another network: for {name} it has {then}, and the model has {now}"
-            )
+def _tensors(state):
+    return {name: f"{value.dtype} of shape {tuple(value.shape)}" for name, value in state.items()}

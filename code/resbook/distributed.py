@@ -21,7 +21,7 @@ def process_group():
     run by ``torchrun --nproc-per-node=2 script.py`` on one machine, trains with two processes; ``torchrun --help``
     says how to name several machines.
     """
-    if not dist.is_torchelastic_launched():
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
         yield default_device()
         return
     device = torch.device("cpu")
@@ -49,6 +49,14 @@ def average(tensor):
     total = tensor.clone()
     dist.all_reduce(total)
     return total / team()[1]
+
+
+def first(value):
+    """Return the first process's value, anything that can be pickled, in all of them."""
+    values = [value]
+    if team()[1] > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 def share(tensors):

@@ -1,6 +1,8 @@
 """Files that are written whole or not at all."""
 
 import os
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -15,17 +17,17 @@ def write_whole(path, content):
         OSError: the file could not be written (a full disk, a missing folder); what was there before still is.
     """
     path = Path(path)
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")  # in the same folder: moving it is then one step
+    # In the same folder, so that moving it is one step; of a name that no other writer has.
+    new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     try:
-        with open(new, "wb") as file:
+        with open(new, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
     except OSError as error:
-        new.unlink(missing_ok=True)
-        kept = "what it held before is still there" if path.exists() else "nothing was written"
+        kept = "what it held before is still there" if os.path.exists(path) else "nothing was written"
         raise OSError(error.errno, f"{path} could not be written, {kept}: {error.strerror}") from error
-    except BaseException:  # interrupted
-        new.unlink(missing_ok=True)
-        raise
+    finally:
+        with suppress(OSError):  # there is none after the move
+            new.unlink()

@@ -19,6 +19,7 @@ PARTS = {
     "name": str, "what": str, "data": str, "command": str, "device": str, "threads": int, "versions": dict,
     "arithmetic": str, "date": str, "seconds": float, "runs": list,
 }  # fmt: skip
+RUN = {"settings": dict, "seconds": float, "results": dict}
 
 
 def load_record(name_or_path):
@@ -26,8 +27,8 @@ def load_record(name_or_path):
 
     ``name``, ``what`` was done and on which ``data``; the ``command`` that does it again; ``device``, ``threads`` of
     each run, ``versions``, and the ``arithmetic`` (:func:`resbook.fingerprint.arithmetic_fingerprint`) where it was
-    done; the ``date`` of the last run and the ``seconds`` that all took, added up; and ``runs``, a list of
-    ``{"settings": ..., "seconds": ..., "results": ...}``.
+    done (of several, each is named); the ``date`` of the last run and the ``seconds`` that all took, added up; and
+    ``runs``, a list of ``{"settings": ..., "seconds": ..., "results": ...}``.
 
     Args:
         name_or_path: name of a record of the package, or the path of a JSON file that
@@ -70,12 +71,15 @@ def save_record(path, record):
     """Write a record, one run a line, whole or not at all.
 
     Raises:
-        ValueError: a part is missing or of another type, or a number is not finite.
+        ValueError: a part is missing or of another type, or JSON cannot hold it, as a number that is not finite.
         OSError: the file could not be written.
     """
     _check(path, record)
-    head = json.dumps({name: value for name, value in record.items() if name != "runs"}, indent=1, allow_nan=False)
-    runs = ",\n".join(json.dumps(run, separators=(",", ":"), allow_nan=False) for run in record["runs"])
+    try:
+        head = json.dumps({name: value for name, value in record.items() if name != "runs"}, indent=1, allow_nan=False)
+        runs = ",\n".join(json.dumps(run, separators=(",", ":"), allow_nan=False) for run in record["runs"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot hold this record: {error}") from error
     write_whole(path, f'{head[:-2]},\n "runs": [\n{runs}\n]}}\n'.encode())
 
 
@@ -123,5 +127,5 @@ def _check(path, record):
         if not isinstance(record.get(name), kind):
             raise ValueError(f"{path} is no record: {name} must be a {kind.__name__}, got {record.get(name)!r}")
     for run in record["runs"]:
-        if not isinstance(run, dict) or set(run) != {"settings", "seconds", "results"}:
-            raise ValueError(f"{path} is no record: a run has settings, seconds and results, got {run!r:.80}")
+        if not isinstance(run, dict) or {name: type(value) for name, value in run.items()} != RUN:
+            raise ValueError(f"{path} is no record: a run has settings, seconds and results, got {str(run):.80}")

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from typing import NamedTuple
+import re
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -12,84 +13,9 @@ from tqdm.auto import tqdm
 
 from resbook.arithmetic import check_integer
 from resbook.checkpoints import Checkpoint
-from resbook.distributed import average, share, team
-from resbook.tables import Table
-
-
-class EpochRow(NamedTuple):
-    """One pass over the training data: the learning rate of its last step, mean losses, and shares of right answers.
-
-    ``train_loss`` and ``train_accuracy`` are those of the batches as they were trained on, in training mode and with
-    the weights of that moment; ``test_loss`` and ``test_accuracy`` are taken at the end, in evaluation mode.
-    """
-
-    epoch: int
-    lr: float
-    train_loss: float
-    train_accuracy: float
-    test_loss: float
-    test_accuracy: float
-
-
-class History(Table):
-    """What :func:`train` saw: a row per epoch, and ``diverged``, the step whose loss was not finite, or None."""
-
-    def __init__(self, rows=(), diverged=None):
-        self.rows, self.diverged = [EpochRow(*row) for row in rows], diverged
-
-    def column(self, name):
-        """Return one of :class:`EpochRow`'s columns as a list."""
-        return [getattr(row, name) for row in self.rows]
-
-    def best_epoch(self):
-        """Return the epoch with the least test loss, the first of several, or 0 before there is one."""
-        losses = [(row.test_loss, row.epoch) for row in self.rows if row.test_loss < math.inf]
-        return min(losses)[1] if losses else 0
-
-    def header(self):
-        return ["epoch", "lr", "train loss", "train accuracy", "test loss", "test accuracy"]
-
-    def cells(self):
-        return [[f"{row.epoch}", f"{row.lr:.3g}", *(f"{value:.3f}" for value in row[2:])] for row in self.rows]
-
-    def caption(self):
-        if self.diverged is not None:
-            return f"stopped: the loss was not finite at step {self.diverged}"
-        return f"{len(self.rows)} epochs"
-
-
-def constant(progress):
-    """Return 1: the learning rate stays what it is."""
-    return 1.0
-
-
-def paper_schedule(progress):
-    """Return 1, from one half of the training on 0.1, and from three quarters on 0.01 (He et al. 2016a, 4.2)."""
-    return 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01
-
-
-def one_cycle(progress):
-    """Return a ramp up to 1 in the first three tenths and one down to 0 in the rest (after Smith and Topin 2019)."""
-    return progress / 0.3 if progress < 0.3 else (1 - progress) / 0.7
-
-
-def crop_and_flip(images, generator, pad=4):
-    """Return every image moved by up to ``pad`` pixels, zeros coming in, and half of them mirrored (2016a, 4.2).
-
-    Args:
-        images: ``(N, C, H, W)``.
-        generator: a ``torch.Generator`` of the CPU, from which everything random comes.
-        pad: the longest move along each axis, in pixels. Default 4.
-    """
-    count, _, height, width = images.shape
-    down, right = torch.randint(2 * pad + 1, (2, count, 1), generator=generator)
-    mirrored = torch.rand(count, 1, generator=generator) < 0.5
-    columns = torch.arange(width).expand(count, -1)
-    rows = (down + torch.arange(height))[:, None, :, None].to(images.device)
-    columns = (right + torch.where(mirrored, columns.flip(1), columns))[:, None, None, :].to(images.device)
-    which = torch.arange(count, device=images.device)[:, None, None, None]
-    channel = torch.arange(images.shape[1], device=images.device)[:, None, None]
-    return F.pad(images, (pad, pad, pad, pad))[which, channel, rows, columns]
+from resbook.distributed import average, first, share, team
+from resbook.history import EpochRow, History
+from resbook.recipes import constant, parameter_groups
 
 
 def train(
@@ -135,16 +61,22 @@ def train(
         decay_all: False takes biases, and scale and shift of normalisations, out of the weight decay. Default True.
         batch_size: images in a step, at most as many as there are. Default 128.
         schedule: maps the share of the training that is done, 0 up to but not including 1, to a factor of ``lr``.
-            Default :func:`constant`.
-        augment: None, or changes a batch: ``augment(images, generator)``, as :func:`crop_and_flip` does. Default None.
-        class_weights: None, or a weight of the loss for each class, as :func:`resbook.data.class_weights` gives.
+            Default :func:`resbook.recipes.constant`.
+        augment: None, or changes a batch, as :func:`resbook.recipes.crop_and_flip` does: ``augment(images,
+            generator)``. Default None.
+        class_weights: None, or a weight for each class in the training loss, a tensor or a list; the test loss has
+            none. Default None.
         clip: None, or the Euclidean norm that the gradient of all weights together is cut to. Default None.
-        bf16: compute convolutions and matrix products in 16 bits, by autocast. Default False.
-        channels_last: store images and weights in that memory format, with equal numbers. Default False.
-        patience: None, or after how many epochs without a lower test loss the training stops; the model then gets
-            the weights of the best epoch. Hand over validation images as the test part, then. Default None.
-        checkpoint: None, or a file that is written after every epoch. Where it exists, the training goes on from it,
-            on a CPU to the same result, bit for bit. Default None.
+        bf16: train with convolutions and matrix products in 16 bits, by autocast; the test is in full precision.
+            Default False.
+        channels_last: store images and weights in that memory format, in which a GPU may be faster; the numbers
+            are the same but for rounding. Default False.
+        patience: None, or after how many epochs without a lower test loss the training stops. The model gets the
+            weights of the best epoch, also when all epochs were done. Hand over validation images as the test part,
+            then. Default None.
+        checkpoint: None, or a file that is written after every epoch, in a folder that exists. Where the file exists,
+            the training goes on from it, on a CPU to the same result, bit for bit. It has to be the same training;
+            functions are compared by name. Default None.
         progress: show a bar, in a terminal or a notebook. Default False.
         writer: None, or where to log every epoch: ``writer.add_scalar(name, value, epoch)``, as TensorBoard's
             ``SummaryWriter`` has it. Default None.
@@ -157,66 +89,49 @@ def train(
 
     Raises:
         TypeError: a count is not an integer.
-        ValueError: a number is out of range, or the checkpoint belongs to another training.
-        OSError: the checkpoint could not be written; the one before is still there.
+        ValueError: a number is out of range, or the checkpoint is damaged or belongs to another training.
+        OSError: the checkpoint cannot be read or written; the one before is still there.
     """
     settings = {"epochs": epochs, "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "decay_all": decay_all}
-    settings |= {"batch_size": batch_size, "schedule": _name(schedule), "augment": _name(augment), "clip": clip}
-    settings |= {"bf16": bf16, "channels_last": channels_last, "patience": patience, "seed": seed}
-    settings["class_weights"] = None if class_weights is None else class_weights.tolist()
+    settings |= {"batch_size": batch_size, "schedule": schedule, "augment": augment, "class_weights": class_weights}
+    settings |= {"clip": clip, "bf16": bf16, "channels_last": channels_last, "patience": patience, "seed": seed}
+    settings = {name: _plain(value) for name, value in settings.items()}
     count, (rank, processes) = len(data.train_images), team()
     _check(settings, count, len(data.classes), processes)
 
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    data, model = data.to(device), model.to(memory_format=layout)
-    class_weights = None if class_weights is None else class_weights.to(device)
+    data, model = data.to(weight.device), model.to(memory_format=layout)
+    if class_weights is not None:
+        class_weights = torch.as_tensor(class_weights, device=weight.device, dtype=weight.dtype)
     network = DistributedDataParallel(model) if processes > 1 else model
-    optimizer = torch.optim.SGD(parameter_groups(model, weight_decay, decay_all), lr, momentum=momentum)
-    generator = torch.Generator().manual_seed(seed)
+    groups = parameter_groups(model, settings["weight_decay"], decay_all)
+    optimizer = torch.optim.SGD(groups, settings["lr"], momentum=settings["momentum"])
+    generator = torch.Generator().manual_seed(settings["seed"])
     kept = Checkpoint(checkpoint, settings, data, {"model": model, "optimizer": optimizer, "generator": generator})
     stored = kept.load() or {"rows": (), "best": None}
     history, best, per_epoch = History(stored["rows"]), stored["best"], count // batch_size
-
-    def judge(images, labels):
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = network(images.contiguous(memory_format=layout))
-            loss = F.cross_entropy(logits, labels, class_weights)
-        return loss, (logits.argmax(1) == labels).float().mean()
-
-    def move_weights(loss, step):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * schedule(step / (epochs * per_epoch))
-        optimizer.zero_grad()
-        loss.backward()
-        if clip is not None:
-            clip_grad_norm_(model.parameters(), clip)
-        if watch is not None:
-            watch(step, model)
-        optimizer.step()
+    silent = None if progress and rank == 0 else True  # None: shown in a terminal or a notebook alone
+    options = {"class_weights": class_weights, "clip": clip, "bf16": bf16}
+    options["watch"] = watch and (lambda step: watch(step, model))
 
     for epoch in range(len(history.rows), epochs):
         if patience is not None and epoch - history.best_epoch() >= patience:
             break
+        steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+        rates = {step: float(lr * schedule(step / (epochs * per_epoch))) for step in steps}
+        turns, title = batches(data, batch_size, generator, augment, layout), f"epoch {epoch + 1} of {epochs}"
         model.train()
-        seen, turns = [], batches(data, batch_size, generator, augment)
-        title, silent = f"epoch {epoch + 1} of {epochs}", not progress or rank > 0
-        for i, batch in enumerate(tqdm(turns, title, per_epoch, leave=False, disable=silent)):
-            step = epoch * per_epoch + i
-            loss, right = judge(*batch)
-            seen.append(average(torch.stack([loss.detach(), right])))
-            if not torch.isfinite(seen[-1][0]):
-                history.diverged = step
-                break
-            move_weights(loss, step)
+        with tqdm(turns, title, per_epoch, leave=False, disable=silent) as turns:
+            try:
+                means = train_epoch(network, turns, optimizer, rates, **options)
+            except Diverged as error:
+                history.diverged = error.step
+        share(model.buffers())
         if history.diverged is not None:
             break
-        share(model.buffers())
-        means = (values.contiguous().mean().item() for values in torch.stack(seen).unbind(1))
-        tested = average(
-            torch.tensor(evaluate(model, data.test_images, data.test_labels), dtype=torch.float64)
-        ).tolist()
-        history.rows.append(EpochRow(epoch + 1, optimizer.param_groups[0]["lr"], *means, *tested))
+        tested = first(evaluate(model, data.test_images, data.test_labels))  # one answer: who stops, stops with all
+        history.rows.append(EpochRow(epoch + 1, rates[steps[-1]], *means, *tested))
         if patience is not None and history.best_epoch() == epoch + 1:
             best = copy.deepcopy(model.state_dict())
         if writer is not None and rank == 0:
@@ -230,7 +145,55 @@ def train(
     return history
 
 
-def batches(data, batch_size, generator, augment=None):
+class Diverged(Exception):
+    """The loss was not finite at a ``step``."""
+
+    def __init__(self, step):
+        super().__init__(f"the loss was not finite at step {step}")
+        self.step = step
+
+
+def train_epoch(network, batches, optimizer, rates, *, class_weights=None, clip=None, bf16=False, watch=None):
+    """Take a step of gradient descent for every batch.
+
+    Args:
+        network: maps images to logits; in training mode.
+        batches: images and labels, on the network's device.
+        optimizer: of the network's parameters.
+        rates: the learning rate of each step, by its number.
+        class_weights: None, or a tensor with a weight of the loss for each class. Default None.
+        clip: None, or the Euclidean norm that the whole gradient is cut to. Default None.
+        bf16: compute the way forward in 16 bits, by autocast. Default False.
+        watch: None, or called in every step as ``watch(step)``, before the weights move. Default None.
+
+    Returns:
+        The mean loss, and the share of right answers.
+
+    Raises:
+        Diverged: a loss was not finite; the weights are those before that step.
+    """
+    seen = []
+    for (step, rate), (images, labels) in zip(rates.items(), batches, strict=True):
+        with torch.autocast(images.device.type, torch.bfloat16) if bf16 else nullcontext():
+            logits = network(images)
+            loss = mean_loss(logits, labels, class_weights)
+        right = (logits.argmax(1) == labels).float().mean()
+        seen.append(average(torch.stack([loss.detach(), right])))
+        if not torch.isfinite(seen[-1][0]):
+            raise Diverged(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        loss.backward()
+        if clip is not None:
+            clip_grad_norm_(network.parameters(), clip)
+        if watch is not None:
+            watch(step)
+        optimizer.step()
+    return [values.contiguous().mean().item() for values in torch.stack(seen).unbind(1)]
+
+
+def batches(data, batch_size, generator, augment=None, layout=torch.contiguous_format):
     """Yield the training images and labels once, in a new order, in whole batches; what does not fill one is left out.
 
     Of several processes every one goes through the same batches and is given its own share of each.
@@ -240,6 +203,7 @@ def batches(data, batch_size, generator, augment=None):
         batch_size: images in a batch of all processes together.
         generator: a ``torch.Generator`` of the CPU, from which everything random comes.
         augment: None, or changes a batch: ``augment(images, generator)``. Default None.
+        layout: memory format of the images. Default ``torch.contiguous_format``.
     """
     count, (rank, processes) = len(data.train_images), team()
     order = torch.randperm(count, generator=generator)[: count // batch_size * batch_size]
@@ -247,24 +211,8 @@ def batches(data, batch_size, generator, augment=None):
         images = data.train_images[chosen]
         if augment is not None:
             images = augment(images, generator)
-        yield images[rank::processes], data.train_labels[chosen][rank::processes]
-
-
-def parameter_groups(model, weight_decay, decay_all=True):
-    """Return a model's parameters as an optimiser takes them, with the weight decay of each.
-
-    Args:
-        model: any module.
-        weight_decay: of the parameters that decay.
-        decay_all: False takes out those with fewer than two axes: biases, scale and shift of a normalisation, factors
-            of a branch. Default True.
-    """
-    parameters = list(model.parameters())
-    if decay_all:
-        return [{"params": parameters, "weight_decay": weight_decay}]
-    some, others = ([p for p in parameters if (p.dim() > 1) is wanted] for wanted in (True, False))
-    groups = {weight_decay: some, 0.0: others}
-    return [{"params": group, "weight_decay": decay} for decay, group in groups.items() if group]
+        images = images[rank::processes].contiguous(memory_format=layout)
+        yield images, data.train_labels[chosen][rank::processes]
 
 
 @torch.no_grad()
@@ -282,6 +230,13 @@ def evaluate(model, images, labels, batch_size=500):
     return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).float().mean().item()
 
 
+def mean_loss(logits, labels, class_weights):
+    """Return the cross-entropy, as a mean whose weights are those of the whole batch, also where this is a share."""
+    if class_weights is None:
+        return F.cross_entropy(logits, labels)
+    return F.cross_entropy(logits, labels, class_weights, reduction="sum") / average(class_weights[labels].sum())
+
+
 def _check(settings, count, classes, processes):
     """Raise TypeError or ValueError for a setting with which no training is possible."""
     check_integer("epochs", settings["epochs"])
@@ -294,14 +249,26 @@ def _check(settings, count, classes, processes):
         raise ValueError(f"batch_size must be a multiple of the {processes} processes, got {settings['batch_size']}")
     if not 0 < settings["lr"] < math.inf:
         raise ValueError(f"lr must be a positive number, got {settings['lr']}")
+    if not 0 <= settings["momentum"] < 1:
+        raise ValueError(f"momentum must be at least 0 and below 1, got {settings['momentum']}")
+    if not 0 <= settings["weight_decay"] < math.inf:
+        raise ValueError(f"weight_decay must be a number of at least 0, got {settings['weight_decay']}")
     if settings["clip"] is not None and not settings["clip"] > 0:
         raise ValueError(f"clip must be None or a positive number, got {settings['clip']}")
     if settings["patience"] is not None:
         check_integer("patience", settings["patience"])
-    weights = settings["class_weights"]
-    if weights is not None and len(weights) != classes:
-        raise ValueError(f"class_weights must be {classes} numbers, one per class, got {len(weights)}")
+    if settings["class_weights"] is not None:
+        weights = torch.as_tensor(settings["class_weights"], dtype=torch.float64)
+        if weights.shape != (classes,) or not ((weights >= 0) & (weights < math.inf)).all():
+            raise ValueError(
+                f"class_weights must be {classes} numbers of at least 0, one per class, got {settings['class_weights']}"
+            )
 
 
-def _name(function):
-    return getattr(function, "__qualname__", repr(function)) if function is not None else None
+def _plain(value):
+    """Return numbers, lists or text that a checkpoint can hold and compare: of tensors, of numpy's, of functions."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if callable(value):
+        return getattr(value, "__qualname__", None) or re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
+    return value

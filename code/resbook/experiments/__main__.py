@@ -14,7 +14,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m resbook.experiments", description=__doc__)
     parser.add_argument("name", nargs="?", choices=EXPERIMENTS, help="without one, the experiments are listed")
     parser.add_argument("--root", type=Path, help="where the data are, for experiments on data of your own")
-    parser.add_argument("--to", type=Path, help="the record to write; default NAME.json here")
+    parser.add_argument("--to", type=Path, help="the record to write, a .json file; default NAME.json here")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its own threads; default 1")
     chosen = parser.parse_args(arguments)
     if chosen.name is None:
@@ -22,6 +22,8 @@ def main(arguments=None):
             print(f"{name}: {experiment.what} {len(experiment.runs)} runs.")
         return
     to = chosen.to or Path(f"{chosen.name}.json")
+    if to.suffix != ".json" or not to.parent.is_dir():  # said now, and not after hours
+        parser.error(f"argument --to: must be a .json file in a folder that exists, got {to}")
     try:
         record = perform(EXPERIMENTS[chosen.name], to.with_suffix(".runs"), root=chosen.root, jobs=chosen.jobs)
         save_record(to, record)

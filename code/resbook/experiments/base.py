@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from tqdm.auto import tqdm
 
+from resbook.arithmetic import check_integer
 from resbook.files import write_whole
 from resbook.records import digits_of, provenance
 from resbook.training import train
@@ -20,8 +21,9 @@ BEGINNING = 5  # steps: what a test repeats of a run
 class Experiment(NamedTuple):
     """A list of runs, which are settings by name, and how to do one.
 
-    ``measure(settings, folder, root, only_beginning)`` returns the results as numbers, lists and dictionaries.
-    ``folder`` is where the run may keep a checkpoint, ``root`` where the reader keeps the data; either may be None.
+    ``measure(settings, folder, root, only_beginning)`` returns the results as numbers, lists and dictionaries; it is a
+    function of a module, and computes on :func:`resbook.default_device`. ``folder`` is where the run may keep a
+    checkpoint, ``root`` where the reader keeps the data; either may be None.
     The results have ``"beginning"``, the norm of the whole gradient in each of the first five steps; with
     ``only_beginning`` the run stops there.
     """
@@ -39,13 +41,13 @@ class _Enough(Exception):
 
 
 def observed_training(model, data, observe=None, only_beginning=False, **options):
-    """Train, and return the history and the norm of the gradient in the first steps.
+    """Train, and return the history and the norm of the gradient in each of the first five steps.
 
     Args:
         model: the classifier.
         data: :class:`resbook.data.Data`.
         observe: None, or called in every step as ``observe(step, model)``. Default None.
-        only_beginning: stop after the first steps; the history is None, then. Default False.
+        only_beginning: stop after these steps; the history is None, then. Default False.
         **options: of :func:`resbook.training.train`.
     """
     beginning = []
@@ -54,7 +56,7 @@ def observed_training(model, data, observe=None, only_beginning=False, **options
         if step < BEGINNING:
             norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
             beginning.append(torch.stack(norms).norm().item())
-        elif only_beginning:
+        if only_beginning and step + 1 >= BEGINNING:
             raise _Enough
         if observe is not None:
             observe(step, model)
@@ -68,49 +70,89 @@ def observed_training(model, data, observe=None, only_beginning=False, **options
 def perform(experiment, folder, *, root=None, jobs=1, chosen=None):
     """Do the runs of an experiment that are not done yet, and return its record.
 
+    Where they were done on several machines, or with several versions, the record names all of them.
+
     Args:
         experiment: an :class:`Experiment`.
-        folder: where every finished run is kept as a file; made if it is missing. Done again, only what is missing is
-            run.
+        folder: where every finished run is kept as a file, in a folder that exists; made if it is missing. Done again,
+            only what is missing is run: an experiment whose recipe has changed, beyond the settings of its runs, needs
+            another folder.
         root: where the data are, for experiments on data that the package does not have. Default None.
         jobs: runs at a time. Default 1.
         chosen: None for all runs, or settings that the wanted ones have. Default None.
 
     Raises:
-        ValueError: no run has the chosen settings.
+        TypeError: ``jobs`` is not an integer, or a setting is nothing that JSON holds.
+        ValueError: no run has the chosen settings, two runs have the same, or a file is of another run.
+        OSError: a file could not be written.
     """
+    check_integer("jobs", jobs)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     runs = [settings for settings in experiment.runs if (chosen or {}).items() <= settings.items()]
     if not runs:
         raise ValueError(f"the experiment {experiment.name!r} has no run with {chosen}")
-    files = {folder / f"{_name(settings)}.json": settings for settings in runs}
-    work = [(experiment, settings, file, root) for file, settings in files.items() if not file.exists()]
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        for _ in tqdm(pool.imap_unordered(_perform_one, work), total=len(files), initial=len(files) - len(work)):
-            pass
-    done = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    files = {folder / f"{_name(settings)}.json": _identity(experiment, settings) for settings in runs}
+    if len(files) < len(runs):
+        raise ValueError(f"the experiment {experiment.name!r} has two runs with the same settings")
+    folder.mkdir(exist_ok=True)
+    done = {file: _read(file, run) for file, run in files.items() if file.exists()}
+    work = [(experiment.measure, run, file, root) for file, run in files.items() if file not in done]
+    if work:
+        with multiprocessing.get_context("spawn").Pool(min(jobs, len(work))) as pool:
+            for _ in tqdm(pool.imap_unordered(_perform_one, work), total=len(files), initial=len(done)):
+                pass
+    done = [_read(file, run) for file, run in files.items()]
     return {
         "name": experiment.name,
         "what": experiment.what,
         "data": experiment.data,
         "command": f"python -m resbook.experiments {experiment.name}{' --root FOLDER' if root else ''}",
-        **done[-1]["where"],
+        **_together([run["where"] for run in done]),
         "seconds": round(sum(run["seconds"] for run in done), 1),
-        "runs": [
-            {"settings": s, "seconds": d["seconds"], "results": d["results"]} for s, d in zip(runs, done, strict=True)
-        ],
+        "runs": [{"settings": d["run"]["settings"], "seconds": d["seconds"], "results": d["results"]} for d in done],
     }
 
 
 def _perform_one(work):
-    experiment, settings, file, root = work
-    torch.set_num_threads(experiment.threads)
-    start = time.perf_counter()
-    results = digits_of(experiment.measure(settings, folder=file.parent, root=root))
+    measure, run, file, root = work
+    torch.set_num_threads(run["threads"])
+    where, start = provenance(), time.perf_counter()
+    results = digits_of(measure(run["settings"], folder=file.parent, root=root))
     seconds = round(time.perf_counter() - start, 1)
-    done = {"seconds": seconds, "where": provenance(), "results": results}
+    done = {"run": run, "seconds": seconds, "where": where, "results": results}
     write_whole(file, json.dumps(done, allow_nan=False).encode())
+
+
+def _identity(experiment, settings):
+    """Return what tells a run from all others, as its file will give it back."""
+    return json.loads(json.dumps({"experiment": experiment.name, "threads": experiment.threads, "settings": settings}))
+
+
+def _read(file, run):
+    try:
+        done = json.loads(file.read_text(encoding="utf-8"))
+        found = done["run"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no finished run: delete it, or name another folder") from error
+    if found != run:
+        raise ValueError(f"{file} is the run {found}, not {run}: delete it, or name another folder")
+    return done
+
+
+def _together(places):
+    """Return where and when all runs were done: the last date, and otherwise every value there is, in one text."""
+
+    def every(values):
+        return " and ".join(dict.fromkeys(values))
+
+    versions = [place["versions"] for place in places]
+    return {
+        "device": every(place["device"] for place in places),
+        "threads": places[0]["threads"],  # the same in all: it is part of a run's identity
+        "versions": {name: every(version[name] for version in versions) for name in versions[0]},
+        "arithmetic": every(place["arithmetic"] for place in places),
+        "date": max(place["date"] for place in places),
+    }
 
 
 def _name(settings):

@@ -5,6 +5,7 @@ from torch import nn
 
 from resbook.anatomy import layer_responses, lesions
 from resbook.data import digits
+from resbook.device import default_device
 from resbook.experiments.base import Experiment, observed_training
 from resbook.gradients import trace_gradients
 from resbook.initialization import initialize
@@ -45,7 +46,7 @@ def measure(settings, folder=None, root=None, only_beginning=False):
     """
     settings = dict(settings)
     seed, lr, epochs, anatomy = (settings.pop(name) for name in ("seed", "lr", "epochs", "anatomy"))
-    model, data = build(seed=seed, **settings), digits()
+    model, data = (part.to(default_device()) for part in (build(seed=seed, **settings), digits()))
     probe, gradients = (data.train_images[:64], data.train_labels[:64]), []
     per_epoch = len(data.train_images) // 64
 
@@ -113,7 +114,7 @@ ZERO_GAMMA = Experiment(
 )
 NO_NORMALISATION = Experiment(
     "no-normalisation-digits",
-    "Networks without normalisation, from three initialisations, with and without SkipInit; ten epochs, three seeds.",
+    "Networks without normalisation, from two initialisations, with and without SkipInit; ten epochs, three seeds.",
     DATA,
     [
         *_runs([(20, "plain"), (56, "plain"), (56, "residual")], (0.01,), init="default", **WITHOUT),

@@ -1,0 +1,91 @@
+"""The comparison of He et al. 2016a, Figure 6, on CIFAR-10: as far as a machine gets."""
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+
+from resbook.anatomy import layer_responses, lesions
+from resbook.data import cifar10, image_folder
+from resbook.device import default_device
+from resbook.experiments.base import Experiment, observed_training
+from resbook.files import write_whole
+from resbook.gradients import trace_gradients
+from resbook.networks import cifar_resnet
+from resbook.recipes import crop_and_flip, paper_schedule
+
+
+def load(root):
+    """Return CIFAR-10 from torchvision's files, or from pictures in folders ``train`` and ``test``."""
+    if root is None:
+        raise ValueError("root must be the folder of CIFAR-10, or where to download it to; got none")
+    return image_folder(root, size=None) if (Path(root) / "train").is_dir() else cifar10(root, download=True)
+
+
+def measure(settings, folder=None, root=None, only_beginning=False):
+    """Train one network by the paper's recipe; see :class:`resbook.experiments.base.Experiment`.
+
+    The results are those of :func:`resbook.experiments.digits.measure`, with a probe of the first 128 training images.
+    The training keeps a checkpoint in ``folder``, so what was interrupted goes on.
+    """
+    data = load(root).to(default_device())
+    seed, epochs, depth, kind = (settings[name] for name in ("seed", "epochs", "depth", "kind"))
+    torch.manual_seed(seed)
+    model = cifar_resnet(depth, residual=kind == "residual").to(default_device())
+    options = {"epochs": epochs, "seed": seed, "schedule": paper_schedule, "augment": crop_and_flip}
+    options |= {"bf16": settings["bf16"], "channels_last": True}
+    _, beginning = observed_training(copy.deepcopy(model), data, only_beginning=True, **options)
+    if only_beginning:
+        return {"beginning": beginning}
+    probe, per_epoch = (data.train_images[:128], data.train_labels[:128]), len(data.train_images) // 128
+    log = Path(folder) / f"{kind}-{depth}-{seed}.log"  # beside the checkpoint, for what a History does not hold
+    gradients = json.loads(log.read_text()) if log.exists() else {}
+
+    def observe(step, model):
+        if step % per_epoch == 0:
+            rows = trace_gradients(model, *probe).rows
+            ends = rows[0], rows[-1]
+            gradients[str(step // per_epoch)] = [
+                getattr(r, name) for name in ("gradient", "weight_gradient") for r in ends
+            ]
+            write_whole(log, json.dumps(gradients).encode())
+
+    history, _ = observed_training(model, data, observe, checkpoint=log.with_suffix(".pt"), **options)
+    if history.diverged is None:
+        observe(epochs * per_epoch, model.train())
+        model.eval()
+    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+    return {
+        **{name: history.column(name) for name in names},
+        "gradients": list(gradients.values()),
+        "beginning": beginning,
+        "diverged": history.diverged,
+        "responses": layer_responses(model, data.train_images[:10_000]),
+        "lesions": lesions(model, data.test_images, data.test_labels),
+    }
+
+
+def _runs(depths, epochs, bf16):
+    return [
+        {"depth": depth, "kind": kind, "seed": 0, "epochs": epochs, "bf16": bf16}
+        for depth in depths
+        for kind in ("plain", "residual")
+    ]
+
+
+DATA = "CIFAR-10 (Krizhevsky 2009), from a copy in JPEG of quality 75: the numbers are not the paper's"
+DEGRADATION_CIFAR10 = Experiment(
+    "degradation-cifar10",
+    "Plain and residual networks of 20 and 56 layers by the paper's recipe, shortened to ten epochs.",
+    DATA,
+    _runs((20, 56), epochs=10, bf16=False),
+    measure,
+)
+PAPER_CIFAR10 = Experiment(
+    "paper-cifar10",
+    "Plain and residual networks of 20, 56 and 110 layers by the paper's recipe, 64,000 steps; for a GPU.",
+    DATA,
+    _runs((20, 56, 110), epochs=164, bf16=True),
+    measure,
+)

@@ -1,0 +1,58 @@
+"""Grad-CAM: where in a picture the last maps are that a score depends on, as far as the method can tell."""
+
+import torch
+from torch import nn
+
+
+def grad_cam(model, images, classes, layer):
+    """Return where one layer's maps speak for a class, by its gradient (Selvaraju et al. 2017, equations 1 and 2).
+
+    For each image, the gradient of its class's logit with respect to a channel of the layer's output is averaged over
+    positions; the channels are added with these means as weights, and what is negative is cut off.
+
+    Args:
+        model: maps images to logits; left in evaluation mode, its gradients as they were.
+        images: ``(N, C, H, W)``, on the model's device.
+        classes: int64 ``(N,)``: the logit that is asked about, for each image.
+        layer: name of a module of the model whose output has the shape ``(N, channels, h, w)``.
+
+    Returns:
+        float ``(N, h, w)``, none negative. They are not scaled: a map of zeros says that nothing speaks for the class.
+
+    Raises:
+        ValueError: there is no such module, or its output has no positions.
+    """
+    modules = dict(model.named_modules())
+    if layer not in modules:
+        raise ValueError(f"layer must name a module of the model, got {layer!r}")
+    kept = []
+    hook = modules[layer].register_forward_hook(lambda module, inputs, output: kept.append(output))
+    model.eval()
+    with torch.enable_grad():  # also where a chapter has switched it off
+        try:
+            logits = model(images.detach().requires_grad_())  # so that a frozen model has gradients, too
+        finally:
+            hook.remove()
+        (maps,) = kept
+        if maps.dim() != 4:
+            raise ValueError(f"layer must put out maps (N, channels, h, w); {layer!r} puts out {tuple(maps.shape)}")
+        chosen = logits.gather(1, classes[:, None]).sum()  # images do not see each other: each has its own gradient
+        (gradient,) = torch.autograd.grad(chosen, maps)
+    weights = gradient.mean((2, 3), keepdim=True)
+    return (weights * maps).sum(1).relu().detach()
+
+
+def heat_inside(heat, mask):
+    """Return how much of each map's heat lies on a mask, and how much of the area the mask has.
+
+    Args:
+        heat: ``(N, h, w)``, none negative.
+        mask: bool ``(N, H, W)``, with H and W multiples of h and w.
+
+    Returns:
+        Two tensors ``(N,)``: the share of the heat, NaN where there is none at all, and the share of the area. Their
+        ratio is 1 for heat that knows nothing of the mask.
+    """
+    size = mask.shape[1] // heat.shape[1], mask.shape[2] // heat.shape[2]
+    covered = nn.functional.avg_pool2d(mask[:, None].float(), size)[:, 0]
+    return (heat * covered).sum((1, 2)) / heat.sum((1, 2)), covered.mean((1, 2))

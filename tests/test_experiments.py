@@ -1,0 +1,124 @@
+"""The experiments on record: that a record is of the experiment of its name, and that its runs begin as they did."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from resbook.experiments import EXPERIMENTS, cifar
+from resbook.experiments.cracks import turn
+from resbook.fingerprint import arithmetic
+from resbook.gradients import trace_gradients
+from resbook.networks import cifar_resnet
+from resbook.records import digits_of, load_record, recorded
+
+DECK = Path(__file__).parents[2] / "shared" / "data" / "sdnet2018_decks"
+ROOTS = {"cracks-deck": DECK}
+REPEATED = {  # per record, the runs whose first steps are done again: those whose rounding errors grow least
+    "degradation-digits": [{"depth": 20}, {"depth": 56, "kind": "residual", "lr": 0.01}],
+    "learning-rates-digits": [{"lr": 0.03}],
+    "zero-gamma-digits": [{}],
+    "no-normalisation-digits": [{"depth": 20, "init": "he"}, {"skip_init": True, "lr": 0.01}],
+    "cracks-drawn": [{}],
+    "cracks-deck": [{}],
+    "degradation-cifar10": [],  # needs the pictures
+    "paper-cifar10": [],
+}
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_every_record_is_of_an_experiment():
+    assert recorded() and set(recorded()) <= set(EXPERIMENTS) == set(REPEATED)
+
+
+@pytest.mark.parametrize("name", recorded())
+def test_a_record_holds_all_runs_of_its_experiment_in_order(name):
+    record, experiment = load_record(name), EXPERIMENTS[name]
+    assert [run["settings"] for run in record["runs"]] == experiment.runs
+    assert (record["what"], record["data"], record["threads"]) == (experiment.what, experiment.data, experiment.threads)
+    assert record["command"].startswith(f"python -m resbook.experiments {name}")
+    assert record["seconds"] == pytest.approx(sum(run["seconds"] for run in record["runs"]), abs=0.1)
+
+
+@pytest.mark.parametrize("name", recorded())
+def test_the_first_steps_come_out_as_recorded(name, threads):
+    if name in ROOTS and not ROOTS[name].is_dir():
+        pytest.skip("the pictures of this record are not here")
+    record, experiment = load_record(name), EXPERIMENTS[name]
+    threads(experiment.threads)
+    same = {"arithmetic": record["arithmetic"], "torch": record["versions"]["torch"].split("+")[0]} == arithmetic()
+    for wanted in REPEATED[name]:
+        run = next(run for run in record["runs"] if wanted.items() <= run["settings"].items())
+        again = experiment.measure(run["settings"], root=ROOTS.get(name), only_beginning=True)
+        expected = run["results"]["beginning"]
+        assert len(expected) == 5
+        assert digits_of(again["beginning"]) == (expected if same else pytest.approx(expected, rel=0.05))
+
+
+def test_a_turn_is_one_of_the_eight_of_a_square():
+    image, generator = torch.arange(9.0).reshape(1, 1, 3, 3), torch.Generator().manual_seed(0)
+    square = [image.rot90(k, (2, 3)) for k in range(4)]
+    all_eight = {tuple(x.flatten().tolist()) for turned in square for x in (turned, turned.flip(3))}
+    assert {tuple(turn(image, generator).flatten().tolist()) for _ in range(100)} == all_eight
+
+
+@pytest.fixture
+def ten_classes(tmp_path):
+    """Pictures of noise in the layout of the JPEG copy of CIFAR-10."""
+    noise = np.random.default_rng(0)
+    for part, count in (("train", 26), ("test", 2)):
+        for label in range(10):
+            folder = tmp_path / "cifar" / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(noise.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "cifar"
+
+
+def test_cifar_run_goes_on_after_an_interruption_with_all_it_had_noted(ten_classes, tmp_path, monkeypatch):
+    settings = {"depth": 8, "kind": "residual", "seed": 0, "epochs": 2, "bf16": False}
+    folders = [tmp_path / name for name in ("whole", "broken")]
+    for folder in folders:
+        folder.mkdir()
+    whole = cifar.measure(settings, folders[0], ten_classes)
+    assert len(whole["gradients"]) == 3 and len(whole["train_loss"]) == 2 and len(whole["beginning"]) == 4
+    assert len(whole["responses"]) == 6 and len(whole["lesions"]) == 3
+
+    traces = []
+
+    def unplugged(model, *probe):
+        if len(traces) == 1:
+            raise KeyboardInterrupt  # at the first step of the second epoch
+        traces.append(model)
+        return trace_gradients(model, *probe)
+
+    monkeypatch.setattr(cifar, "trace_gradients", unplugged)
+    with pytest.raises(KeyboardInterrupt):
+        cifar.measure(settings, folders[1], ten_classes)
+    monkeypatch.undo()
+    assert cifar.measure(settings, folders[1], ten_classes) == whole
+
+
+def test_cifar_measures_the_gradients_of_the_untrained_network_first(ten_classes, tmp_path):
+    settings = {"depth": 8, "kind": "plain", "seed": 3, "epochs": 1, "bf16": False}
+    found = cifar.measure(settings, tmp_path, ten_classes)["gradients"][0]
+    data = cifar.load(ten_classes)
+    torch.manual_seed(3)
+    model = cifar_resnet(8, residual=False).to(memory_format=torch.channels_last)
+    rows = trace_gradients(model, data.train_images[:128], data.train_labels[:128]).rows
+    assert found == pytest.approx(
+        [rows[0].gradient, rows[-1].gradient, rows[0].weight_gradient, rows[-1].weight_gradient]
+    )
+
+
+@pytest.mark.parametrize("name", ["degradation-cifar10", "cracks-deck"])
+def test_data_of_ones_own_must_be_named(name):
+    with pytest.raises(ValueError, match="root must be the folder of"):
+        EXPERIMENTS[name].measure(EXPERIMENTS[name].runs[0])

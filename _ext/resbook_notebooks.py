@@ -14,7 +14,7 @@ from docutils import nodes
 from notebook_markdown import Markdown
 from resbook.device import default_device
 from resbook.fingerprint import arithmetic
-from resbook.widgets import BatchNormExplorer, BlockWorkshop, GradientExplorer, ShapeExplorer
+from resbook.widgets import BatchNormExplorer, BlockWorkshop, DegradationReplay, GradientExplorer, ShapeExplorer
 from sphinx.builders import Builder
 from sphinx.util import logging
 from sphinx_exercise.nodes import exercise_enumerable_node, exercise_node, solution_node
@@ -22,7 +22,7 @@ from sphinxcontrib.bibtex.nodes import bibliography
 
 logger = logging.getLogger(__name__)
 
-EXPLORERS = (BatchNormExplorer, BlockWorkshop, GradientExplorer, ShapeExplorer)
+EXPLORERS = (BatchNormExplorer, BlockWorkshop, DegradationReplay, GradientExplorer, ShapeExplorer)
 FOLDER = "notebooks"  # beside the chapters' folder; kept in the repository, and copied into the site
 SET_UP = """\
 # In Colab, install the book's package; all else is there, and stays as it is.

@@ -5,16 +5,19 @@ import re
 from contextlib import contextmanager
 
 from conftest import ROOT
-from resbook.widgets import BatchNormExplorer, BlockWorkshop, GradientExplorer, ShapeExplorer
+from resbook.widgets import BatchNormExplorer, BlockWorkshop, DegradationReplay, GradientExplorer, ShapeExplorer
 
 FOLDER = ROOT / "code" / "resbook" / "widgets"
 SITE = ROOT / "_build" / "html"
-EXPLORERS = {cls.name: cls for cls in (ShapeExplorer, GradientExplorer, BatchNormExplorer, BlockWorkshop)}
+EXPLORERS = {
+    cls.name: cls for cls in (ShapeExplorer, GradientExplorer, BatchNormExplorer, BlockWorkshop, DegradationReplay)
+}
 PAGES = {
     "shapes": "chapters/resnet18-forward",
     "gradients": "chapters/residual-structure",
     "batchnorm": "chapters/batch-normalization",
     "workshop": "chapters/residual-structure",
+    "replay": "chapters/degradation",
 }
 PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 

@@ -111,6 +111,8 @@ def test_an_explorer_in_colab(colab, name):
     settings = {**ours.settings, **ours.live_defaults}
     if name == "gradients":
         settings |= {"depth": 20, "seeds": 1}
+    if name == "replay":
+        settings |= {"depth": 32, "epochs": 1}
     answers = colab.send(view["model_id"], {"request": 1, "settings": settings})
     assert answers[-1] == {"request": 1, "done": True}
     if name == "gradients":

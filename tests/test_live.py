@@ -29,6 +29,7 @@ CELLS = [
     "gradients = GradientExplorer()\ngradients",
     "batchnorm = BatchNormExplorer()\nbatchnorm",
     "workshop = BlockWorkshop()\nworkshop",
+    "replay = DegradationReplay()\nreplay",
     "class Fragile(torch.nn.Sequential):\n    broken = False\n\n    def forward(self, x):\n        if self.broken:\n"
     "            raise RuntimeError('the model does not run')\n        return super().forward(x)\n\n"
     "layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.AdaptiveAvgPool2d(1)]\n"

@@ -2,5 +2,6 @@
 
 from resbook.widgets.batchnorm import BatchNormExplorer
 from resbook.widgets.gradients import GradientExplorer
+from resbook.widgets.replay import DegradationReplay
 from resbook.widgets.shapes import ShapeExplorer
 from resbook.widgets.workshop import BlockWorkshop

@@ -152,7 +152,7 @@ class Explorer(anywidget.AnyWidget):
         raise NotImplementedError
 
     def recompute(self, settings):
-        """Compute the picture of ``settings`` with PyTorch; yield a dictionary for the page after each step."""
+        """Compute the picture of ``settings`` with PyTorch; yield a dictionary for the page, or None, after each step."""
         raise NotImplementedError
 
     def checked(self, settings):

@@ -152,7 +152,7 @@ class Explorer(anywidget.AnyWidget):
         raise NotImplementedError
 
     def recompute(self, settings):
-        """Compute the picture of ``settings`` with PyTorch; yield a dictionary for the page, or None, after each step."""
+        """Compute ``settings`` with PyTorch; after each step yield a dictionary for the page, or None."""
         raise NotImplementedError
 
     def checked(self, settings):

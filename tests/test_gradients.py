@@ -54,6 +54,8 @@ def test_equals_plain_autograd(options, training):
     assert trace.loss == loss
     assert trace.column("gradient") == [row.gradient for row in trace.rows]
     assert trace.growth == pytest.approx(expected[0][1] / expected[-1][1], rel=1e-12)
+    at_ends = [row[i] for i in (1, 2) for row in (expected[0], expected[-1])]
+    assert trace.ends() == pytest.approx(at_ends, rel=1e-12)
     assert trace.device == torch.device("cpu")
 
 

@@ -183,3 +183,11 @@ print(resbook.trace_shapes(resbook.resnet18(), (3, 64, 64)).parameters)
     path, parameters = run(script, target, cwd=tmp_path).splitlines()
     assert Path(path).is_relative_to(target)
     assert parameters == "11689512"
+
+
+def test_what_the_readme_imports_is_there():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    lines = [line for block in blocks for line in block.splitlines() if re.match("(from|import) ", line)]
+    assert len(lines) > 5
+    for line in lines:
+        exec(line, {})

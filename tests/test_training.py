@@ -336,3 +336,10 @@ def test_crop_and_flip_does_what_the_paper_says_to_each_image():
         (move,) = [move for move, candidate in every.items() if torch.equal(result, candidate)]
         found.add(move)
     assert len(found) == 18
+
+
+def test_where_pytorch_has_no_autocast_16_bits_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda device: False)
+    with pytest.raises(ValueError, match="bf16 must be False on cpu, for which this PyTorch has no autocast, got True"):
+        train(small_model(), small_data(), epochs=1, batch_size=10, bf16=True)
+    train(small_model(), small_data(), epochs=1, batch_size=10)

@@ -9,7 +9,7 @@ from resbook.training import evaluate
 
 @torch.no_grad()
 def layer_responses(model, images, batch_size=500):
-    """Return the standard deviation of every 3x3 convolution's output, normalised (He et al. 2016a, Fig. 7).
+    """Return the standard deviation of every block's convolutions' outputs, normalised (He et al. 2016a, Fig. 7).
 
     It is taken after the normalisation and before any addition or ReLU, over all images, channels and positions, in
     evaluation mode.

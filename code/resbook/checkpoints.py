@@ -79,7 +79,8 @@ class Checkpoint:
                     "name another file, or delete this one"
                 )
         for name, part in self.parts.items():
-            part.set_state(states[name]) if isinstance(part, torch.Generator) else part.load_state_dict(states[name])
+            restore = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
+            restore(states[name])
         torch.set_rng_state(random)
         return stored
 

@@ -1,4 +1,4 @@
-"""Grad-CAM: where in a picture the last maps are that a score depends on, as far as the method can tell."""
+"""Grad-CAM: where in a picture a layer's maps speak for a class, as far as the method can tell."""
 
 import torch
 from torch import nn

@@ -45,6 +45,11 @@ class GradientTrace(Table):
         first, last = self.rows[0].gradient, self.rows[-1].gradient
         return first / last if last else math.nan
 
+    def ends(self):
+        """Return |dL/dx| at the first and at the last block, then |dL/dW| in these two."""
+        first, last = self.rows[0], self.rows[-1]
+        return [first.gradient, last.gradient, first.weight_gradient, last.weight_gradient]
+
     def header(self):
         return ["block", "|x| rms", "|dL/dx|", "|dL/dW|"]
 

@@ -101,12 +101,13 @@ def _fingerprint(threads):
 
 
 def device_name():
-    """Return the name of what computes: a GPU's, or the processor's and how many it has."""
+    """Return the name of what computes: an NVIDIA GPU's, or the processor's, with its cores and with Apple's GPU."""
     if default_device().type == "cuda":
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    name = f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    return f"{name}, by its GPU (MPS)" if default_device().type == "mps" else name
 
 
 def digits_of(value, count=4):

@@ -43,7 +43,8 @@ def train(
 ):
     """Train a classifier by stochastic gradient descent and return its history.
 
-    The defaults are those of He et al. 2016a, section 4.2. A last batch that is not full is left out, and its images
+    Rate, momentum, weight decay and batch size are by default those of He et al. 2016a, section 4.2; its schedule and
+    augmentation are in :mod:`resbook.recipes`. A last batch that is not full is left out, and its images
     come again in another epoch, in another order. Training stops when the loss is not finite, and the history says
     so. Afterwards the model is in evaluation mode.
 
@@ -100,6 +101,10 @@ def train(
     _check(settings, count, len(data.classes), processes)
 
     weight = next(model.parameters())
+    if bf16 and not torch.amp.is_autocast_available(weight.device.type):
+        raise ValueError(
+            f"bf16 must be False on {weight.device.type}, for which this PyTorch has no autocast, got True"
+        )
     layout = torch.channels_last if channels_last else torch.contiguous_format
     data, model = data.to(weight.device), model.to(memory_format=layout)
     if class_weights is not None:

@@ -23,7 +23,7 @@ class Experiment(NamedTuple):
 
     ``measure(settings, folder, root, only_beginning)`` returns the results as numbers, lists and dictionaries; it is a
     function of a module, and computes on :func:`resbook.default_device`. ``folder`` is where the run may keep a
-    checkpoint, ``root`` where the reader keeps the data; either may be None.
+    checkpoint, ``root`` where the reader keeps the data; an experiment that needs neither takes None.
     The results have ``"beginning"``, the norm of the whole gradient in each of the first five steps; with
     ``only_beginning`` the run stops there.
     """

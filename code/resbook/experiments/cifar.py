@@ -27,7 +27,8 @@ def measure(settings, folder=None, root=None, only_beginning=False):
     """Train one network by the paper's recipe; see :class:`resbook.experiments.base.Experiment`.
 
     The results are those of :func:`resbook.experiments.digits.measure`, with a probe of the first 128 training images.
-    The training keeps a checkpoint in ``folder``, so what was interrupted goes on.
+    The training keeps a checkpoint in ``folder``, so what was interrupted goes on; without ``only_beginning``, there
+    must be one.
     """
     data = load(root).to(default_device())
     seed, epochs, depth, kind = (settings[name] for name in ("seed", "epochs", "depth", "kind"))
@@ -44,17 +45,12 @@ def measure(settings, folder=None, root=None, only_beginning=False):
 
     def observe(step, model):
         if step % per_epoch == 0:
-            rows = trace_gradients(model, *probe).rows
-            ends = rows[0], rows[-1]
-            gradients[str(step // per_epoch)] = [
-                getattr(r, name) for name in ("gradient", "weight_gradient") for r in ends
-            ]
+            gradients[str(step // per_epoch)] = trace_gradients(model, *probe).ends()
             write_whole(log, json.dumps(gradients).encode())
 
     history, _ = observed_training(model, data, observe, checkpoint=log.with_suffix(".pt"), **options)
     if history.diverged is None:
         observe(epochs * per_epoch, model.train())
-        model.eval()
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
     return {
         **{name: history.column(name) for name in names},
@@ -74,7 +70,7 @@ def _runs(depths, epochs, bf16):
     ]
 
 
-DATA = "CIFAR-10 (Krizhevsky 2009), from a copy in JPEG of quality 75: the numbers are not the paper's"
+DATA = "CIFAR-10 (Krizhevsky 2009), in torchvision's files or as pictures in folders train and test"
 DEGRADATION_CIFAR10 = Experiment(
     "degradation-cifar10",
     "Plain and residual networks of 20 and 56 layers by the paper's recipe, shortened to ten epochs.",

@@ -41,8 +41,8 @@ def build(depth, kind, *, seed, norm="batch", init="he", zero_gamma=False, skip_
 def measure(settings, folder=None, root=None, only_beginning=False):
     """Train one network on the digits and return its curves; see :class:`resbook.experiments.base.Experiment`.
 
-    ``"gradients"`` holds, before every epoch and after the last, for the first 64 training digits: |dL/dx| at the
-    first and at the last block, |dL/dW| in the first and in the last block (:func:`resbook.trace_gradients`).
+    ``"gradients"`` holds, before every epoch and after the last, for the first 64 training digits in training mode,
+    the four numbers of :meth:`resbook.GradientTrace.ends`.
     """
     settings = dict(settings)
     seed, lr, epochs, anatomy = (settings.pop(name) for name in ("seed", "lr", "epochs", "anatomy"))
@@ -52,9 +52,7 @@ def measure(settings, folder=None, root=None, only_beginning=False):
 
     def observe(step, model):
         if step % per_epoch == 0:
-            rows = trace_gradients(model, *probe).rows
-            ends = rows[0], rows[-1]
-            gradients.append([getattr(row, name) for name in ("gradient", "weight_gradient") for row in ends])
+            gradients.append(trace_gradients(model, *probe).ends())
 
     history, beginning = observed_training(
         model, data, observe, only_beginning, epochs=epochs, lr=lr, batch_size=64, seed=seed
@@ -62,8 +60,7 @@ def measure(settings, folder=None, root=None, only_beginning=False):
     if only_beginning:
         return {"beginning": beginning}
     if history.diverged is None:
-        observe(0, model.train())
-        model.eval()
+        gradients.append(trace_gradients(model.train(), *probe).ends())
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
     results = {name: history.column(name) for name in names}
     results |= {"gradients": gradients, "beginning": beginning, "diverged": history.diverged}

@@ -227,11 +227,7 @@ def live_run(depth, kind, rate, seed, epochs):
     with closing(train_by_steps(model, data, writer=log, **options)) as steps:
         for step in steps:
             if step % per_epoch == 0:
-                rows = trace_gradients(model.train(), *probe).rows
-                ends = rows[0], rows[-1]
-                results["gradients"].append(
-                    [getattr(r, name) for name in ("gradient", "weight_gradient") for r in ends]
-                )
+                results["gradients"].append(trace_gradients(model.train(), *probe).ends())
             yield None if step % per_epoch else results
 
 

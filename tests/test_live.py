@@ -288,7 +288,8 @@ def test_a_chapters_notebook_reads_well_before_it_is_run(browser, server):
     page = browser.new_context(viewport={"width": 1300, "height": 1000}).new_page()
     problems = []
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto(server.replace("explorers.ipynb", "notebooks/residual-structure.ipynb"))
+    # In a workspace of its own: Lab would open again, behind it, what the other tests have open.
+    page.goto(server.replace("tree/explorers.ipynb", "workspaces/own/tree/notebooks/residual-structure.ipynb"))
     page.get_by_role("heading", name="References").wait_for()
     page.wait_for_function("document.querySelectorAll('.jp-RenderedMarkdown mjx-container').length > 80")
     text = page.locator(".jp-RenderedMarkdown")

@@ -28,7 +28,8 @@ from pathlib import Path
 import torch
 from resbook import checkpoints
 from resbook.distributed import average, first, process_group, team
-from test_distributed import OPTIONS, Stopped, raise_at, small_data, small_model, spoilt, start
+from test_checkpoints import Stopped, raise_at
+from test_distributed import OPTIONS, small_data, small_model, spoilt, start
 
 torch.set_num_threads(1)
 folder, found, written = Path(sys.argv[1]), {}, []
@@ -71,18 +72,6 @@ OPTIONS = {
     "norm": ("norm", {}),
     "patience": ("norm", {"patience": 2, "epochs": 40}),
 }
-
-
-class Stopped(Exception):
-    pass
-
-
-def raise_at(step):
-    def watch(now, model):
-        if now == step:
-            raise Stopped
-
-    return watch
 
 
 def small_data():

@@ -186,9 +186,9 @@ REFUSED = {
     "schedule": ({"schedule": numpy_cosine}, "schedule='one_cycle', and this one has 'numpy_cosine'"),
     "weights": ({"class_weights": torch.ones(3)}, "class_weights=None, and this one has [1.0, 1.0, 1.0]"),
     "decay": ({"decay_all": False}, "belongs to a training with decay_all=True, and this one has False"),
-    "pixel": ({"data": changed("train_images", (7, 1, 2, 3), 0.0)}, "belongs to a training with data=["),
+    "pixel": ({"data": changed("train_images", (7, 1, 2, 3), 9.0)}, "belongs to a training with data=["),
     "label": ({"data": changed("train_labels", 0, 1)}, "belongs to a training with data=["),
-    "test pixel": ({"data": changed("test_images", (0, 0, 0, 0), 0.0)}, "belongs to a training with data=["),
+    "test pixel": ({"data": changed("test_images", (0, 0, 0, 0), 9.0)}, "belongs to a training with data=["),
     "test label": ({"data": changed("test_labels", 0, 2)}, "belongs to a training with data=["),
 }
 
@@ -223,6 +223,25 @@ def test_a_plain_network_does_not_go_on_as_a_residual_one(tmp_path):
     start(tmp_path / "training.pt", model=models[0], data=data, epochs=1)
     with pytest.raises(ValueError, match="another network: it has .* where the model has .*Shortcut"):
         start(tmp_path / "training.pt", model=models[1], data=data, epochs=1)
+
+
+def test_another_order_of_the_same_layers_is_another_network(tmp_path):
+    models = [cifar_resnet(8, num_classes=3, order=name) for name in ("original", "relu-only-preactivation")]
+    assert list(models[0].state_dict()) == list(models[1].state_dict())
+    data = small_data()
+    data = data._replace(train_images=torch.randn(20, 3, 8, 8), test_images=torch.randn(9, 3, 8, 8))
+    start(tmp_path / "training.pt", model=models[0], data=data, epochs=1)
+    with pytest.raises(ValueError, match="another network: it has .* order='relu-only-preactivation'"):
+        start(tmp_path / "training.pt", model=models[1], data=data, epochs=1)
+
+
+def test_the_same_pictures_normalised_with_other_rounding_are_the_same_data(tmp_path):
+    pixels = torch.randint(256, (20, 3, 6, 6), generator=torch.Generator().manual_seed(0)).float()
+    for rounding in (torch.float64, torch.float32):
+        images = ((pixels.to(rounding) / 255 - 0.4713) / 0.2471).float()
+        data = small_data()._replace(train_images=images, test_images=images[:9])
+        _, history = start(tmp_path / "training.pt", data=data, epochs=2, watch=raise_at(2 * STEPS))
+    assert len(history.rows) == 2 and not torch.equal(images, ((pixels.double() / 255 - 0.4713) / 0.2471).float())
 
 
 def parts():

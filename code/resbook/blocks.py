@@ -153,6 +153,9 @@ class Block(nn.Module):
             return self.relu(self.last_norm(y))
         return self.relu(y) if self.order == "original" else y
 
+    def extra_repr(self):
+        return "" if self.order == "original" else f"order={self.order!r}"  # orders may have the same layers
+
     def zero_branch(self):
         """Make the branch put out zeros, so that a residual block starts as its shortcut (Goyal et al. 2017, 5.1).
 

@@ -15,7 +15,7 @@ import torch
 from conftest import assert_states_equal
 from resbook.data import Data
 from resbook.device import default_device
-from resbook.distributed import average, first, process_group, share, team
+from resbook.distributed import broadcast, broadcast_object, mean_over_processes, process_group, rank_and_size
 from resbook.recipes import crop_and_flip
 from resbook.training import train
 from torch import nn
@@ -27,19 +27,20 @@ import sys
 from pathlib import Path
 import torch
 from resbook import checkpoints
-from resbook.distributed import average, first, process_group, team
+from resbook.distributed import broadcast_object, mean_over_processes, process_group, rank_and_size
 from test_checkpoints import Stopped, raise_at
 from test_distributed import OPTIONS, small_data, small_model, spoilt, start
 
 torch.set_num_threads(1)
 folder, found, written = Path(sys.argv[1]), {}, []
-assert team() == (0, 1)
+assert rank_and_size() == (0, 1)
 write = checkpoints.write_whole
 checkpoints.write_whole = lambda path, content: (written.append(str(path)), write(path, content))
 with process_group() as device:
-    rank, processes = team()
-    found["team"], found["device"] = (rank, processes), str(device)
-    found["average"], found["first"] = average(torch.tensor([1.0 + rank])).item(), first({"rank": rank})
+    rank, processes = rank_and_size()
+    found["rank and size"], found["device"] = (rank, processes), str(device)
+    found["mean"] = mean_over_processes(torch.tensor([1.0 + rank])).item()
+    found["object"] = broadcast_object({"rank": rank})
     for name, (kind, options) in OPTIONS.items():
         found[name] = start(kind, **options)
     found["bar"] = start("plain", progress=True)
@@ -56,7 +57,7 @@ with process_group() as device:
     except ValueError as error:
         found["error"] = str(error)
 torch.save(found, folder / f"found-{rank}")
-assert team() == (0, 1)
+assert rank_and_size() == (0, 1)
 """
 INDIVISIBLE = """
 from resbook.distributed import process_group
@@ -146,17 +147,17 @@ def found(tmp_path_factory):
 def test_outside_torchrun_there_is_one_process_and_nothing_to_agree_on():
     with process_group() as device:
         assert device == default_device() and not torch.distributed.is_initialized()
-        assert team() == (0, 1)
+        assert rank_and_size() == (0, 1)
     tensor, value = torch.ones(2), object()
-    assert average(tensor) is tensor and first(value) is value
-    share([tensor])
+    assert mean_over_processes(tensor) is tensor and broadcast_object(value) is value
+    broadcast([tensor])
     assert torch.equal(tensor, torch.ones(2))
 
 
 def test_processes_know_each_other_and_agree(found):
-    assert [one["team"] for one in found[0]] == [(0, 2), (1, 2)]
+    assert [one["rank and size"] for one in found[0]] == [(0, 2), (1, 2)]
     for one in found[0]:
-        assert (one["device"], one["average"], one["first"]) == ("cpu", 1.5, {"rank": 0})
+        assert (one["device"], one["mean"], one["object"]) == ("cpu", 1.5, {"rank": 0})
 
 
 @pytest.mark.parametrize("name", [*OPTIONS, "bar", "diverged", "resumed"])

@@ -35,32 +35,32 @@ def process_group():
         dist.destroy_process_group()
 
 
-def team():
-    """Return this process's number and how many train together: 0 and 1 outside a process group."""
+def rank_and_size():
+    """Return this process's rank and how many train together: 0 and 1 outside a process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
-def average(tensor):
+def mean_over_processes(tensor):
     """Return the mean of a tensor over all processes, in all of them."""
-    if team()[1] == 1:
+    if rank_and_size()[1] == 1:
         return tensor
     total = tensor.clone()
     dist.all_reduce(total)
-    return total / team()[1]
+    return total / rank_and_size()[1]
 
 
-def first(value):
+def broadcast_object(value):
     """Return the first process's value, anything that can be pickled, in all of them."""
     values = [value]
-    if team()[1] > 1:
+    if rank_and_size()[1] > 1:
         dist.broadcast_object_list(values)
     return values[0]
 
 
-def share(tensors):
+def broadcast(tensors):
     """Give all processes the tensors of the first."""
-    if team()[1] > 1:
+    if rank_and_size()[1] > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)

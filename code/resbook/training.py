@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from resbook.arithmetic import check_integer
 from resbook.checkpoints import Checkpoint
-from resbook.distributed import average, first, share, team
+from resbook.distributed import broadcast, broadcast_object, mean_over_processes, rank_and_size
 from resbook.history import EpochRow, History
 from resbook.recipes import constant, parameter_groups
 
@@ -97,7 +97,7 @@ def train(
     settings |= {"batch_size": batch_size, "schedule": schedule, "augment": augment, "class_weights": class_weights}
     settings |= {"clip": clip, "bf16": bf16, "channels_last": channels_last, "patience": patience, "seed": seed}
     settings = {name: _plain(value) for name, value in settings.items()}
-    count, (rank, processes) = len(data.train_images), team()
+    count, (rank, processes) = len(data.train_images), rank_and_size()
     _check(settings, count, len(data.classes), processes)
 
     weight = next(model.parameters())
@@ -132,10 +132,11 @@ def train(
                 means = train_epoch(network, turns, optimizer, rates, **options)
             except Diverged as error:
                 history.diverged = error.step
-        share(model.buffers())
+        broadcast(model.buffers())
         if history.diverged is not None:
             break
-        tested = first(evaluate(model, data.test_images, data.test_labels))  # one answer: who stops, stops with all
+        tested = evaluate(model, data.test_images, data.test_labels)
+        tested = broadcast_object(tested)  # one answer, so that all processes stop together
         history.rows.append(EpochRow(epoch + 1, rates[steps[-1]], *means, *tested))
         if patience is not None and history.best_epoch() == epoch + 1:
             best = copy.deepcopy(model.state_dict())
@@ -183,7 +184,7 @@ def train_epoch(network, batches, optimizer, rates, *, class_weights=None, clip=
             logits = network(images)
             loss = mean_loss(logits, labels, class_weights)
         right = (logits.argmax(1) == labels).float().mean()
-        seen.append(average(torch.stack([loss.detach(), right])))
+        seen.append(mean_over_processes(torch.stack([loss.detach(), right])))
         if not torch.isfinite(seen[-1][0]):
             raise Diverged(step)
         for group in optimizer.param_groups:
@@ -210,7 +211,7 @@ def batches(data, batch_size, generator, augment=None, layout=torch.contiguous_f
         augment: None, or changes a batch: ``augment(images, generator)``. Default None.
         layout: memory format of the images. Default ``torch.contiguous_format``.
     """
-    count, (rank, processes) = len(data.train_images), team()
+    count, (rank, processes) = len(data.train_images), rank_and_size()
     order = torch.randperm(count, generator=generator)[: count // batch_size * batch_size]
     for chosen in order.to(data.train_images.device).split(batch_size):
         images = data.train_images[chosen]
@@ -239,7 +240,8 @@ def mean_loss(logits, labels, class_weights):
     """Return the cross-entropy, as a mean whose weights are those of the whole batch, also where this is a share."""
     if class_weights is None:
         return F.cross_entropy(logits, labels)
-    return F.cross_entropy(logits, labels, class_weights, reduction="sum") / average(class_weights[labels].sum())
+    whole = mean_over_processes(class_weights[labels].sum())
+    return F.cross_entropy(logits, labels, class_weights, reduction="sum") / whole
 
 
 def _check(settings, count, classes, processes):

@@ -198,8 +198,8 @@ def normalise(train, test):
     Raises:
         ValueError: a channel of ``train`` has the same value everywhere.
     """
-    mean, deviation = (values[:, None, None] for values in statistics(train))
-    return (train - mean).div_(deviation), (test - mean).div_(deviation)
+    mean, deviation = statistics(train)
+    return tuple(_normalise_in_place(part.clone(), mean, deviation) for part in (train, test))
 
 
 def statistics(images):
@@ -249,9 +249,13 @@ def _normalised(train, train_labels, test, test_labels, classes):
     """Return :class:`Data` of images that are uint8, or float and then overwritten."""
     train, test = (part.float().div_(255) if part.dtype == torch.uint8 else part for part in (train, test))
     mean, deviation = statistics(train)
-    for part in (train, test):  # in place: a large data set fits into memory once
-        part.sub_(mean[:, None, None]).div_(deviation[:, None, None])
+    for part in (train, test):  # a large data set fits into memory once
+        _normalise_in_place(part, mean, deviation)
     return Data(train, train_labels, test, test_labels, tuple(classes), mean, deviation)
+
+
+def _normalise_in_place(images, mean, deviation):
+    return images.sub_(mean[:, None, None]).div_(deviation[:, None, None])
 
 
 def _sdnet_photograph(path):

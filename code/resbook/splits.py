@@ -7,25 +7,25 @@ import numpy as np
 from resbook.arithmetic import check_integer
 
 
-def class_weights(labels, classes):
+def class_weights(labels, num_classes):
     """Return for each class the number of images over the number of classes and of its own images.
 
     So every class has the same say in the loss, and an image has the weight 1 on average.
 
     Args:
         labels: int64 ``(N,)``.
-        classes: how many there are.
+        num_classes: how many there are.
 
     Returns:
-        float32 ``(classes,)``.
+        float32 ``(num_classes,)``.
 
     Raises:
         ValueError: a class has no image.
     """
-    counts = labels.bincount(minlength=classes)
-    if len(counts) != classes or not counts.all():
-        raise ValueError(f"labels must hold each of 0 to {classes - 1}, got the counts {counts.tolist()}")
-    return len(labels) / (classes * counts.float())
+    counts = labels.bincount(minlength=num_classes)
+    if len(counts) != num_classes or not counts.all():
+        raise ValueError(f"labels must hold each of 0 to {num_classes - 1}, got the counts {counts.tolist()}")
+    return len(labels) / (num_classes * counts.float())
 
 
 def split(labels, classes, photographs=None, test_share=0.2, seed=0):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from resbook import resnet18
-from resbook.gradcam import grad_cam, heat_inside
+from resbook.gradcam import grad_cam, heat_inside, peak_inside
 from torch import nn
 from torch.nn import functional as F
 
@@ -63,3 +63,18 @@ def test_even_heat_lies_on_a_mask_as_its_area_does():
     heat[0, 0, 0] = 3
     inside, _ = heat_inside(heat, mask)
     assert inside[0] == 1 and inside[1].isnan()
+
+
+def test_a_peak_is_inside_where_its_position_has_any_of_the_mask():
+    mask, heat = torch.zeros(3, 8, 8, dtype=torch.bool), torch.zeros(3, 4, 4)
+    mask[:, 3, 2] = mask[:, 7, 7] = True  # in the positions (1, 1) and (3, 3)
+    heat[0, 1, 1], heat[0, 0, 0], heat[1, 1, 2] = 2, 1, 1
+    hit, chance = peak_inside(heat, mask)
+    assert hit[:2].tolist() == [1, 0] and hit[2].isnan()
+    assert chance.tolist() == [2 / 16] * 3
+
+
+@pytest.mark.parametrize("measure", [heat_inside, peak_inside])
+def test_a_mask_that_is_no_multiple_is_refused(measure):
+    with pytest.raises(ValueError, match="mask must have multiples of heat's height and width, got 8x9 and 4x4"):
+        measure(torch.ones(1, 4, 4), torch.zeros(1, 8, 9, dtype=torch.bool))

@@ -52,7 +52,35 @@ def heat_inside(heat, mask):
     Returns:
         Two tensors ``(N,)``: the share of the heat, NaN where there is none at all, and the share of the area. Their
         ratio is 1 for heat that knows nothing of the mask.
+
+    Raises:
+        ValueError: H or W is no multiple.
     """
-    size = mask.shape[1] // heat.shape[1], mask.shape[2] // heat.shape[2]
-    covered = nn.functional.avg_pool2d(mask[:, None].float(), size)[:, 0]
+    covered = nn.functional.avg_pool2d(mask[:, None].float(), _cell(heat, mask))[:, 0]
     return (heat * covered).sum((1, 2)) / heat.sum((1, 2)), covered.mean((1, 2))
+
+
+def peak_inside(heat, mask):
+    """Return whether each map's hottest position has any of the mask in it, and what share of all positions has.
+
+    Args:
+        heat: as for :func:`heat_inside`.
+        mask: as for :func:`heat_inside`.
+
+    Returns:
+        Two tensors ``(N,)``: 1 or 0, NaN where there is no heat, and the share, which is what chance would reach.
+
+    Raises:
+        ValueError: H or W is no multiple.
+    """
+    touched = nn.functional.max_pool2d(mask[:, None].float(), _cell(heat, mask)).flatten(1)
+    hit = touched.gather(1, heat.flatten(1).argmax(1, keepdim=True))[:, 0]
+    return hit.where(heat.amax((1, 2)) > 0, torch.nan), touched.mean(1)
+
+
+def _cell(heat, mask):
+    """Return how many pixels of the mask, down and across, one position of the heat stands for."""
+    if mask.shape[1] % heat.shape[1] or mask.shape[2] % heat.shape[2]:
+        sizes = " and ".join(f"{height}x{width}" for height, width in (mask.shape[1:], heat.shape[1:]))
+        raise ValueError(f"mask must have multiples of heat's height and width, got {sizes}")
+    return mask.shape[1] // heat.shape[1], mask.shape[2] // heat.shape[2]

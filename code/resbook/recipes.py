@@ -38,6 +38,19 @@ def crop_and_flip(images, generator, pad=4):
     return F.pad(images, (pad, pad, pad, pad))[which, channel, rows, columns]
 
 
+def turn(images, generator):
+    """Apply one of the square's eight symmetries to a batch, the same to all its images.
+
+    Args:
+        images: ``(N, C, H, H)``.
+        generator: a ``torch.Generator`` of the CPU, from which everything random comes.
+    """
+    down, across, swap = torch.randint(2, (3,), generator=generator).tolist()
+    images = images.flip(2) if down else images
+    images = images.flip(3) if across else images
+    return images.transpose(2, 3).contiguous() if swap else images
+
+
 def parameter_groups(model, weight_decay, decay_all=True):
     """Return a model's parameters as an optimiser takes them, with the weight decay of each.
 

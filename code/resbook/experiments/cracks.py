@@ -1,6 +1,7 @@
 """ResNet-18 from random weights on pictures of cracks: drawn ones, and real tiles of one bridge deck."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,29 +9,29 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 
 from resbook.cracks import CRACK_CLASSES, draw_cracks
 from resbook.data import Data, normalise
 from resbook.device import default_device
 from resbook.experiments.base import Experiment, observed_training
-from resbook.gradcam import grad_cam, heat_inside
+from resbook.gradcam import grad_cam, heat_inside, peak_inside
 from resbook.images import list_classes, read_pictures
 from resbook.networks import resnet18
-from resbook.recipes import one_cycle
+from resbook.recipes import one_cycle, turn
 from resbook.records import digits_of
 
 RECIPE = {"lr": 0.02, "batch_size": 32, "schedule": one_cycle}
-LAYERS = ("layer1", "layer2", "layer3")  # 12, 6 and 3 positions a side; layer4 has 2
-SHOWN = 6  # maps in the record
+LAYERS = ("conv1", "layer1", "layer2", "layer3")  # 24, 12, 6 and 3 positions a side; layer4 has 2
+SHOWN = 6  # pictures whose maps are in the record
 VISIBLE = 0.05  # what a crack must take from a pixel, of a brightness from 0 to 1, to count as crack there
 
 
-def turn(images, generator):
-    """Apply one of the square's eight symmetries to a batch, at random."""
-    down, across, swap = torch.randint(2, (3,), generator=generator).tolist()
-    images = images.flip(2) if down else images
-    images = images.flip(3) if across else images
-    return images.transpose(2, 3).contiguous() if swap else images
+class Contrast(nn.Module):
+    """From six logits, each less that of the same surface in the other state: why cracked and not intact?"""
+
+    def forward(self, logits):
+        return logits - logits[:, [1, 0, 3, 2, 5, 4]]
 
 
 @torch.no_grad()
@@ -40,42 +41,64 @@ def logits_of(model, images):
     return torch.cat([model(batch.to(default_device())) for batch in images.split(200)]).cpu()
 
 
-def _maps(model, images, classes, layer):
-    return grad_cam(model, images.to(default_device()), classes.to(default_device()), layer).cpu()
+def where_it_looked(model, images, classes, mask):
+    """Return for each question and layer how Grad-CAM's heat lies on the cracks, and the maps of a few pictures.
+
+    The heat on the crack is in multiples of what its area would get by chance, a mean over the pictures whose map has
+    any heat; the peak is the share of these whose hottest position has crack in it, beside the share by chance.
+    """
+    heat, maps = {}, {}
+    for question, last in {"class": nn.Identity(), "contrast": Contrast()}.items():
+        asked, of = nn.Sequential(model, last), (images.to(default_device()), classes.to(default_device()))
+        for layer in LAYERS:
+            found = grad_cam(asked, *of, f"0.{layer}").cpu()
+            (inside, area), (hit, chance) = heat_inside(found, mask), peak_inside(found, mask)
+            heat[f"{question}, {layer}"] = {
+                "heat": (inside / area).nanmean().item(),
+                "peak": hit.nanmean().item(),
+                "peak_by_chance": chance.mean().item(),
+                "without_heat": hit.isnan().sum().item(),
+            }
+            if layer == "layer1":
+                few = found[:SHOWN] / found[:SHOWN].amax((1, 2), keepdim=True).clamp(min=1e-30)
+                maps[question] = digits_of(few.tolist(), 2)
+    return {"on_crack": heat, "maps": maps}
 
 
 def measure_drawn(settings, folder=None, root=None, only_beginning=False):
-    """Train ResNet-18 on 1,800 drawn pictures; record its logits for 600 others, and where Grad-CAM says it looked."""
+    """Train ResNet-18 on 1,800 drawn pictures; record its logits for others, and where Grad-CAM says it looked.
+
+    Validation and test have 600 pictures each; the last logits are of the 300 cracked test pictures with their cracks
+    filled. Grad-CAM is asked about the cracked test pictures that it classifies rightly, and on the same pictures
+    about the network before its training. The training keeps a checkpoint in ``folder``; without
+    ``only_beginning``, there must be one.
+    """
     train, labels = draw_cracks(1800, 48, seed=0)
-    validation, test = (draw_cracks(600, 48, seed=seed) for seed in (1, 2))
+    (validation, validation_labels), (test, test_labels) = (draw_cracks(600, 48, seed=seed) for seed in (1, 2))
     healed, _ = draw_cracks(600, 48, seed=2, healed=True)
-    mask = (healed - test[0]).amax(1) > VISIBLE
-    train, rest = normalise(train, torch.cat([validation[0], test[0]]))
-    data = Data(train, labels, rest[:600], validation[1], CRACK_CLASSES)
+    train, others = normalise(train, torch.cat([validation, test, healed]))
+    validation, images, healed_images = others.split(600)
+    data = Data(train, labels, validation, validation_labels, CRACK_CLASSES)
     torch.manual_seed(settings["seed"])
     model = resnet18(num_classes=len(CRACK_CLASSES)).to(default_device())
     untrained = copy.deepcopy(model)
     options = {**RECIPE, "epochs": settings["epochs"], "seed": settings["seed"], "augment": turn}
-    history, beginning = observed_training(model, data, None, only_beginning, **options)
+    _, beginning = observed_training(copy.deepcopy(model), data, only_beginning=True, **options)
     if only_beginning:
         return {"beginning": beginning}
-    images = rest[600:]
-    chosen = ((test[1] % 2 == 1) & (logits_of(model, images).argmax(1) == test[1])).nonzero().flatten()
-    heat, maps = {}, {}
-    for name, network in {"trained": model, "random weights": untrained}.items():
-        for layer in LAYERS:
-            found = _maps(network, images[chosen], test[1][chosen], layer)
-            inside, area = heat_inside(found, mask[chosen])
-            heat[f"{name}, {layer}"] = [(inside / area).nanmean().item(), inside.isnan().sum().item()]
-        few = chosen[:SHOWN]
-        maps[name] = digits_of(_maps(network, images[few], test[1][few], "layer2").tolist(), 3)
+    history, _ = observed_training(model, data, checkpoint=Path(folder) / f"{settings['seed']}.pt", **options)
+    logits = {"validation": validation, "test": images, "healed": healed_images[1::2]}
+    logits = {name: logits_of(model, of) for name, of in logits.items()}
+    chosen = ((test_labels % 2 == 1) & (logits["test"].argmax(1) == test_labels)).nonzero().flatten()
+    mask = (healed - test)[chosen].amax(1) > VISIBLE
+    asked = images[chosen], test_labels[chosen], mask
     return {
         "train_accuracy": history.column("train_accuracy"),
         "validation_accuracy": history.column("test_accuracy"),
-        "validation_logits": digits_of(logits_of(model, rest[:600]).tolist(), 3),
-        "test_logits": digits_of(logits_of(model, images).tolist(), 3),
-        "heat_on_crack": heat,
-        "maps": {"pictures": chosen[:SHOWN].tolist(), **maps},
+        "logits": {name: digits_of(values.tolist(), 3) for name, values in logits.items()},
+        "shown": chosen[:SHOWN].tolist(),
+        "trained": where_it_looked(model, *asked),
+        "random weights": where_it_looked(untrained, *asked),
         "beginning": beginning,
     }
 

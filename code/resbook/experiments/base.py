@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -117,7 +118,11 @@ def _perform_one(work):
     measure, run, file, root = work
     torch.set_num_threads(run["threads"])
     where, start = provenance(), time.perf_counter()
-    results = digits_of(measure(run["settings"], folder=file.parent, root=root))
+    try:
+        results = digits_of(measure(run["settings"], folder=file.parent, root=root))
+    except Exception:
+        print(f"in the run {run['settings']}:", file=sys.stderr)  # the error itself goes on to the first process
+        raise
     seconds = round(time.perf_counter() - start, 1)
     done = {"run": run, "seconds": seconds, "where": where, "results": results}
     write_whole(file, json.dumps(done, allow_nan=False).encode())

@@ -161,6 +161,11 @@ def changed(part, index, value):
     return data
 
 
+def scaled():
+    data = small_data()
+    return data._replace(train_images=2 * data.train_images)
+
+
 def other_model(*layers):
     model = small_model()
     for position, layer in layers:
@@ -187,6 +192,7 @@ REFUSED = {
     "weights": ({"class_weights": torch.ones(3)}, "class_weights=None, and this one has [1.0, 1.0, 1.0]"),
     "decay": ({"decay_all": False}, "belongs to a training with decay_all=True, and this one has False"),
     "pixel": ({"data": changed("train_images", (7, 1, 2, 3), 9.0)}, "belongs to a training with data=["),
+    "scale": ({"data": scaled()}, "belongs to a training with data=["),
     "label": ({"data": changed("train_labels", 0, 1)}, "belongs to a training with data=["),
     "test pixel": ({"data": changed("test_images", (0, 0, 0, 0), 9.0)}, "belongs to a training with data=["),
     "test label": ({"data": changed("test_labels", 0, 2)}, "belongs to a training with data=["),

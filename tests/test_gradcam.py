@@ -48,7 +48,10 @@ def test_it_leaves_model_and_images_as_they_were():
     assert not model.layer3._forward_hooks
 
 
-@pytest.mark.parametrize(("layer", "message"), [("layer9", "must name a module"), ("fc", r"puts out \(1, 6\)")])
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [("layer9", "must name a module"), ("layer1.0.relu", "ran 2 times"), ("fc", r"got \(1, 6\) from 'fc'")],
+)
 def test_a_layer_without_maps_is_refused(layer, message):
     with pytest.raises(ValueError, match=message):
         grad_cam(resnet18(num_classes=6), torch.randn(1, 3, 48, 48), torch.tensor([0]), layer)

@@ -18,7 +18,7 @@ class Checkpoint:
     Args:
         path: of the file, in a folder that exists, or None.
         settings: what makes the training what it is, by name: numbers, text, lists of these, None.
-        data: :class:`resbook.data.Data`, of which checksums are kept, on another machine the same.
+        data: :class:`resbook.data.Data`, of which checksums are kept: the same also where rounding differs.
         parts: what changes in a training, by name: objects with ``state_dict`` and ``load_state_dict``, the network as
             ``"model"`` among them, or ``torch.Generator``.
 
@@ -102,13 +102,14 @@ def _state(part):
 
 
 def _checksum(data):
-    """Return a checksum of each tensor of labels, and of which of two neighbours is brighter in each of images.
+    """Return checksums of both labels, and of the images which of two neighbours is brighter, mean and deviation.
 
-    Not of the pixels: normalised on another machine, they may differ in the last digit.
+    Not a checksum of the pixels: normalised on another machine, they may differ in the last digit.
     """
     train, labels, test, test_labels = (tensor.cpu() for tensor in data[:4])
     brighter = [images[..., 1:] > images[..., :-1] for images in (train, test)]
-    return [zlib.crc32(tensor.contiguous().numpy()) for tensor in (labels, test_labels, *brighter)]
+    sums = [zlib.crc32(tensor.contiguous().numpy()) for tensor in (labels, test_labels, *brighter)]
+    return sums + [round(f(images).item(), 2) for images in (train, test) for f in (torch.mean, torch.std)]
 
 
 def _tensors(state):

@@ -20,7 +20,7 @@ def grad_cam(model, images, classes, layer):
         float ``(N, h, w)``, none negative. They are not scaled: a map of zeros says that nothing speaks for the class.
 
     Raises:
-        ValueError: there is no such module, or its output has no positions.
+        ValueError: there is no such module, it does not run exactly once, or its output has no positions.
     """
     modules = dict(model.named_modules())
     if layer not in modules:
@@ -30,14 +30,17 @@ def grad_cam(model, images, classes, layer):
     model.eval()
     with torch.enable_grad():  # also where a chapter has switched it off
         try:
-            logits = model(images.detach().requires_grad_())  # so that a frozen model has gradients, too
+            logits = model(images.detach().requires_grad_())  # also with frozen weights
         finally:
             hook.remove()
+        if len(kept) != 1:
+            raise ValueError(f"layer must run once on the way, {layer!r} ran {len(kept)} times")
         (maps,) = kept
         if maps.dim() != 4:
-            raise ValueError(f"layer must put out maps (N, channels, h, w); {layer!r} puts out {tuple(maps.shape)}")
-        chosen = logits.gather(1, classes[:, None]).sum()  # images do not see each other: each has its own gradient
-        (gradient,) = torch.autograd.grad(chosen, maps)
+            shape = tuple(maps.shape)
+            raise ValueError(f"layer must put out maps (N, channels, h, w), got {shape} from {layer!r}")
+        chosen = logits.gather(1, classes[:, None])
+        (gradient,) = torch.autograd.grad(chosen.sum(), maps)  # no image sees another
     weights = gradient.mean((2, 3), keepdim=True)
     return (weights * maps).sum(1).relu().detach()
 

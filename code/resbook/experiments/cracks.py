@@ -1,4 +1,4 @@
-"""ResNet-18 from random weights on pictures of cracks: drawn ones, and real tiles of one bridge deck."""
+"""ResNet-18 from random weights on pictures of cracks: drawn ones, and real tiles of bridge decks."""
 
 import copy
 from pathlib import Path
@@ -45,7 +45,8 @@ def where_it_looked(model, images, classes, mask):
     """Return for each question and layer how Grad-CAM's heat lies on the cracks, and the maps of a few pictures.
 
     The heat on the crack is in multiples of what its area would get by chance, a mean over the pictures whose map has
-    any heat; the peak is the share of these whose hottest position has crack in it, beside the share by chance.
+    any heat; the peak is the share of these whose hottest position has crack in it. Beside it stand, of all pictures,
+    the share that chance would reach and the number of maps without heat.
     """
     heat, maps = {}, {}
     for question, last in {"class": nn.Identity(), "contrast": Contrast()}.items():
@@ -104,7 +105,7 @@ def measure_drawn(settings, folder=None, root=None, only_beginning=False):
 
 
 def measure_deck(settings, folder=None, root=None, only_beginning=False):
-    """Train ResNet-18 on four fifths of the tiles of one deck; record what it says of the rest, with their photographs.
+    """Train ResNet-18 on four fifths of the tiles; record what it says of the rest, with their photographs.
 
     Beside it a logistic regression on six colour numbers, mean and deviation of red, green and blue. The fifths are
     drawn from the *tiles*, as one should not: see the chapter.
@@ -147,7 +148,7 @@ DRAWN_CRACKS = Experiment(
 )
 DECK_CRACKS = Experiment(
     "cracks-deck",
-    "ResNet-18 from random weights on real tiles of one bridge deck, split by tile: each fifth is the test once.",
+    "ResNet-18 from random weights on real tiles of bridge decks, split by tile: each fifth is the test once.",
     "400 tiles of SDNET2018 (CC BY 4.0), 200 CD from six photographs and 200 UD from one of these; scaled to 64x64",
     [{"fold": fold, "seed": 0, "epochs": 30} for fold in range(5)],
     measure_deck,

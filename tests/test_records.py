@@ -159,11 +159,12 @@ def tiny(**changes):
     return Experiment(**{**parts, **changes})
 
 
-def test_an_experiment_keeps_what_is_done_does_what_is_missing_and_keeps_the_order(tmp_path):
+def test_an_experiment_keeps_what_is_done_does_what_is_missing_and_keeps_the_order(tmp_path, capfd):
     """One run is done, one fails; mended, all but the first are run, side by side, and the later ones end first."""
     folder = tmp_path / "runs"
     with pytest.raises(ZeroDivisionError, match="run 1 went wrong"):
         perform(tiny(), folder, root="here")
+    assert "in the run {'i': 1, 'path': 'a/b'}:" in capfd.readouterr().err
     assert (folder / "calls").read_text().split()[:2] == ["0", "1"] and len(list(folder.glob("*.json"))) < 4
     (folder / "mended").touch()
     (folder / "calls").unlink()

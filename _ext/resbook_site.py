@@ -5,6 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from docutils import nodes
+from jupyter_cache import get_cache
 from markupsafe import Markup
 from myst_nb.core import execute, render
 from resbook.pictures import inline_html
@@ -87,6 +88,11 @@ def configure(app, config):
     options["use_repository_button"] = options["use_issues_button"] = bool(options.get("repository_url"))
 
 
+def create_cache(app):
+    """Create the cache's database before two processes do it at once, and one of them fails."""
+    _ = get_cache(app.env.mystnb_config.execution_cache_path).db
+
+
 def lighten_page(app, pagename, templatename, context, doctree):
     """Leave out Thebe (declared twice: an error on every page), widgets' states, and what is there a second time."""
     scripts = {}
@@ -115,6 +121,7 @@ def setup(app):
     render.NbElementRenderer.render_image = render_image
     app.add_role("preset", Preset())
     app.connect("config-inited", configure)
+    app.connect("builder-inited", create_cache, priority=900)  # after MyST-NB, which knows its place
     app.connect("html-page-context", lighten_page, priority=900)
     app.connect("build-finished", copy_mathjax)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -14,13 +14,13 @@ from resbook import cifar_resnet, trace_gradients
 from resbook.data import digits
 from resbook.records import FOLDER
 from resbook.training import train
-from resbook.widgets import DegradationReplay, replay
-from resbook.widgets.base import Choice
-from resbook.widgets.replay import live_run, record_of, train_by_steps
+from resbook.widgets import DegradationReplay
+from resbook.widgets.replay import live_run, train_by_steps
 
-RECORD = json.loads((FOLDER / "degradation-digits.json").read_text(encoding="utf-8"))
+RECORD, CIFAR = (json.loads((FOLDER / f"degradation-{data}.json").read_text()) for data in ("digits", "cifar10"))
 DEPTHS, RATES, RATIOS, EPOCHS = (32, 44, 56, 110), (0.1, 0.01, 0.001), ("dx", "dW"), range(21)
 SEEDS = {run["settings"]["seed"] for run in RECORD["runs"]}
+OF_DIGITS = [preset for preset in DegradationReplay.presets if preset != "cifar10"]
 TITLES = {"training": "Training error in per cent", "test": "Test error in per cent"}
 TITLES |= {"dx": "|dL/dx|, first / last block", "dW": "|dL/dW|, first / last block"}
 THOUSANDTH, THREE_DIGITS = {"abs": 0.501}, {"rel": 0.00501}  # how the explorer rounds errors and ratios
@@ -40,8 +40,11 @@ def networks(depth):
 
 def measured(kind, depth, rate):
     """Return for each quantity median, least and greatest of the seeds, a row for each epoch, the first before it."""
-    wanted = {"kind": kind, "depth": depth, "lr": rate}
-    runs = [run["results"] for run in RECORD["runs"] if wanted.items() <= run["settings"].items()]
+    return statistics(RECORD, {"kind": kind, "depth": depth, "lr": rate})
+
+
+def statistics(record, wanted):
+    runs = [run["results"] for run in record["runs"] if wanted.items() <= run["settings"].items()]
     gradients = np.array([run["gradients"] for run in runs])
     none = np.full((len(runs), 1), np.nan)
     values = {
@@ -103,7 +106,7 @@ def test_every_setting_shows_the_records_numbers(browser):
                 assert entry is None if np.isnan(column[e]).any() else entry == pytest.approx(column[e], **close)
 
 
-@pytest.mark.parametrize("preset", DegradationReplay.presets)
+@pytest.mark.parametrize("preset", OF_DIGITS)
 def test_the_static_picture_sentence_and_table_hold_the_records_numbers(preset):
     one = settings(preset)
     explorer = DegradationReplay(preset)
@@ -142,6 +145,31 @@ def test_before_training_there_are_ratios_and_no_errors():
     assert f"plain-56 {ratio:,.0f}"[:11] in said and ratio > 1000
 
 
+def test_cifar10_shows_its_own_record(browser):
+    """One seed, one rate, 20 and 56 layers, and fewer epochs than the control has."""
+    names = {"plain-20": ("plain", 20), "plain-56": ("plain", 56), "ResNet-20": ("residual", 20)}
+    names["ResNet-56"] = ("residual", 56)
+    last, explorer = CIFAR["runs"][0]["settings"]["epochs"], DegradationReplay("cifar10")
+    columns = {name: statistics(CIFAR, {"kind": k, "depth": d}) for name, (k, d) in names.items()}
+    rows = explorer.table().cells()
+    assert [row[0] for row in rows] == [str(epoch) for epoch in range(last + 1)]
+    with opened(browser, "replay") as shown:
+        shown.preset("cifar10")
+        assert f"56 layers at rate 0.1, after epoch {last} of {last}: one seed." in shown.says
+        assert explorer.summary() == shown.says
+        numbers = shown.numbers()
+        for epoch in range(1, last + 1):
+            for i, (name, column) in enumerate(columns.items()):
+                value = column["training"][epoch][0]
+                assert numbers[epoch][i] == pytest.approx([value], **THOUSANDTH)
+                assert rows[epoch][1 + i] == f"{round(value) / 10:.1f}", name
+        shown.set(epoch=2)
+        text = ", ".join(f"{name} {round(column['test'][2][0]) / 10:.1f}" for name, column in columns.items())
+        assert f"after epoch 2 of {last}: one seed." in shown.says and f"Test error in per cent: {text}." in shown.says
+    record = explorer.data()["records"]["cifar10"]
+    assert CIFAR["date"] in record["source"] and "JPEG" in record["source"] and record["source"].endswith("Seeds: 0.")
+
+
 def test_the_labels_of_the_presets_are_true():
     def error(kind, depth, rate):
         return measured(kind, depth, rate)["training"][-1]
@@ -157,38 +185,22 @@ def test_the_data_are_small():
     assert len(json.dumps(DegradationReplay().data())) < 60_000
 
 
-def test_a_second_record_would_be_shown_beside_the_first(browser, monkeypatch, tmp_path):
-    """As that of CIFAR-10: one rate, which it does not name, one deep network, one seed, fewer epochs."""
-    runs = [run for run in RECORD["runs"] if run["settings"]["lr"] == 0.1 and run["settings"]["seed"] == 0]
-    runs = json.loads(json.dumps([run for run in runs if run["settings"]["depth"] in (20, 56)]))
-    for run in runs:
-        run["settings"] = {**{k: v for k, v in run["settings"].items() if k != "lr"}, "epochs": 10}
-        results = run["results"]
-        results["gradients"] = results["gradients"][:11]
-        for part in ("train_accuracy", "test_accuracy"):
-            results[part] = results[part][:10]
-    path = tmp_path / "second.json"
-    path.write_text(json.dumps({**RECORD, "name": "second", "runs": runs}))
-    monkeypatch.setitem(replay.RECORDS, "cifar10", path)
-
-    class Two(DegradationReplay):
-        controls = (Choice("data", "Data", replay.LABELS), *DegradationReplay.controls[1:])
-
-    explorer = Two(data="cifar10", depth=32, rate=0.001, epoch=10)
-    error = 100 * (1 - runs[0]["results"]["train_accuracy"][-1])
-    said = f"56 layers at rate 0.1, after epoch 10 of 10: one seed. Training error in per cent: plain-20 {error:.1f}, "
-    assert said in explorer.summary() and len(explorer.table().cells()) == 11 and "<svg" in explorer.static_html()
+def test_a_record_with_less_shows_what_it_has(browser):
+    """That of CIFAR-10 has one rate, which it does not name, and one deep network."""
+    last = CIFAR["runs"][0]["settings"]["epochs"]
+    explorer = DegradationReplay(data="cifar10", depth=32, rate=0.001, epoch=20)
+    said = f"56 layers at rate 0.1, after epoch {last} of {last}: one seed. "
+    assert explorer.summary().startswith(said) and "<svg" in explorer.static_html()
     page = browser.new_page()
-    shown = ask_module(page, Two, [{"settings": {**explorer.settings, "epoch": 20}}])[0]
+    shown = ask_module(page, DegradationReplay, [{"settings": explorer.settings}])[0]
     page.close()
-    assert said in shown["say"] and len(shown["rows"]) == 11
+    assert shown["say"].startswith(said) and len(shown["rows"]) == last + 1
     assert 'find_runs(record, depth=56, kind="plain")' in shown["code"] and "train(" not in shown["code"]
     with pytest.raises(ValueError, match="only the digits are trained on: CIFAR-10"):
         next(explorer.recompute({**explorer.settings, **explorer.live_defaults}))
-    record_of.cache_clear()
 
 
-@pytest.mark.parametrize("preset", DegradationReplay.presets)
+@pytest.mark.parametrize("preset", OF_DIGITS)
 def test_by_hand_the_page_shows_the_records_numbers(browser, preset):
     one = settings(preset, epoch=7, ratio="dW")
     with opened(browser, "replay") as explorer:

@@ -15,7 +15,7 @@ from resbook.device import default_device, device_text
 from resbook.gradients import trace_gradients
 from resbook.networks import cifar_resnet
 from resbook.pictures import line_style, new_figure, picture_of
-from resbook.records import load_record, recorded
+from resbook.records import load_record
 from resbook.tables import Table
 from resbook.training import train
 from resbook.widgets.base import Choice, Explorer, Range
@@ -97,9 +97,10 @@ class DegradationReplay(Explorer):
     With a kernel it trains the deep networks, plain and residual, on the digits, from a seed that the record may lack.
 
     Args:
-        preset: "degradation" (default), "small-rate", "large-rate", "nearly" or "deepest".
-        **settings: data ("digits"), depth (of the deep networks: 32, 44, 56, 110), rate (0.1, 0.01, 0.001), ratio
-            ("dx", "dW": of which gradient, the first block's over the last's), epoch (0, before training, to 20).
+        preset: "degradation" (default), "small-rate", "large-rate", "nearly", "deepest" or "cifar10".
+        **settings: data ("digits", "cifar10"), depth (of the deep networks: 32, 44, 56, 110), rate (0.1, 0.01, 0.001),
+            ratio ("dx", "dW": of which gradient, the first block's over the last's), epoch (0, before training, to 20).
+            Of what a record has one value of only, that one is shown, and after its last epoch the last.
 
     Raises:
         TypeError: a setting is unknown or of the wrong type.
@@ -108,7 +109,7 @@ class DegradationReplay(Explorer):
 
     name, title = "replay", "Degradation replay"
     controls = (
-        Choice("data", "Data", {d: label for d, label in LABELS.items() if d == "digits" or RECORDS[d] in recorded()}),
+        Choice("data", "Data", LABELS),
         Choice("depth", "Depth", {depth: str(depth) for depth in (32, 44, 56, 110)}),
         Choice("rate", "Learning rate", {rate: str(rate) for rate in (0.1, 0.01, 0.001)}),
         Choice("ratio", "Gradient, first block over last", {ratio: f"of {text}" for ratio, text in RATIOS.items()}),
@@ -124,6 +125,7 @@ class DegradationReplay(Explorer):
         "large-rate": ("Ten times the rate", {"rate": 0.1}),
         "nearly": ("Nearly closed at 32 layers", {"depth": 32}),
         "deepest": ("ResNet-110 trains", {"depth": 110}),
+        "cifar10": ("On CIFAR-10", {"data": "cifar10"}),
     }
 
     def data(self):
@@ -132,22 +134,24 @@ class DegradationReplay(Explorer):
 
     def lines(self):
         """Return the curves of the present settings by the networks' names; what was not recorded is left out."""
-        (depth, rate), curves = self._shown(), record_of(self.settings["data"])["curves"]
+        (depth, rate, _), curves = self._shown(), record_of(self.settings["data"])["curves"]
         names = [_name(kind, d) for kind in NAMES for d in (SHALLOW, depth)]
         return {name: curves[_key(name, rate)] for name in names if _key(name, rate) in curves}
 
     def _shown(self):
-        """Return depth and rate; where the record has one of them only, the control is hidden and means that one."""
+        """Return depth, rate and epoch: what the settings say, as far as the record has it."""
         s, record = self.settings, record_of(self.settings["data"])
-        shown = (("depth", record["depths"]), ("rate", record["rates"]))
-        return [s[name] if s[name] in values else values[-1] for name, values in shown]
+        depth, rate = (
+            s[name] if s[name] in record[f"{name}s"] else record[f"{name}s"][-1] for name in ("depth", "rate")
+        )
+        return depth, rate, min(s["epoch"], record["epochs"])
 
     def summary(self):
         s, lines, record = self.settings, self.lines(), record_of(self.settings["data"])
-        (depth, rate), near = self._shown(), []
-        parts = [f"{_title(depth, rate)}, {_moment(s['epoch'], record['epochs'])}: {_statistics(record)}"]
+        (depth, rate, epoch), near = self._shown(), []
+        parts = [f"{_title(depth, rate)}, {_moment(epoch, record['epochs'])}: {_statistics(record)}"]
         for quantity, title in _titles(s["ratio"]).items():
-            found = {name: curve[quantity][s["epoch"]] for name, curve in lines.items()}
+            found = {name: curve[quantity][epoch] for name, curve in lines.items()}
             if any(found.values()):
                 parts.append(f"{title}: " + ", ".join(f"{name} {_text(quantity, e)}" for name, e in found.items()))
             if quantity in ERRORS:
@@ -168,7 +172,7 @@ class DegradationReplay(Explorer):
                 ax.plot(epochs, middle, label=name, **style)
                 if band:
                     ax.fill_between(epochs, *band, color=style["color"], alpha=0.18, linewidth=0)
-            ax.axvline(self.settings["epoch"], color="black", alpha=0.5, linewidth=1)
+            ax.axvline(self._shown()[-1], color="black", alpha=0.5, linewidth=1)
             ax.set(xlabel="epoch", xlim=(0, None), **({"ylim": (0, 100)} if quantity in ERRORS else {"yscale": "log"}))
             ax.set_title(title, fontsize=9)
         entries = axes[0].get_legend_handles_labels()
@@ -178,7 +182,7 @@ class DegradationReplay(Explorer):
     def table(self):
         ratio, record = self.settings["ratio"], record_of(self.settings["data"])
         what = f"errors in per cent, and the first block's {RATIOS[ratio]} over the last's; {_statistics(record)}"
-        return _EpochTable(self.lines(), ratio, f"{_title(*self._shown())}: {what}.")
+        return _EpochTable(self.lines(), ratio, f"{_title(*self._shown()[:2])}: {what}.")
 
     def recompute(self, settings):
         if settings["data"] != "digits":

@@ -167,7 +167,9 @@ def test_controls_work_by_keyboard_and_reach_python(lab, name):
             continue
         spec = control.spec()
         element.focus()
-        lab.page.keyboard.press({"switch": "Space", "choice": "ArrowDown", "range": "ArrowRight"}[spec["kind"]])
+        at_the_end = element.evaluate("e => e.type === 'range' && e.value === e.max")  # where only one way is left
+        onward = "ArrowLeft" if at_the_end else "ArrowRight"
+        lab.page.keyboard.press({"switch": "Space", "choice": "ArrowDown", "range": onward}[spec["kind"]])
         assert element.evaluate("e => e === document.activeElement"), f"JupyterLab took the key of {control.name}"
         shown = element.evaluate(
             "e => e.type === 'checkbox' ? e.checked : e.type === 'range' ? +e.value : e.selectedIndex"

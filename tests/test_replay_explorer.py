@@ -17,7 +17,8 @@ from resbook.training import train
 from resbook.widgets import DegradationReplay
 from resbook.widgets.replay import live_run, train_by_steps
 
-RECORD, CIFAR = (json.loads((FOLDER / f"degradation-{data}.json").read_text()) for data in ("digits", "cifar10"))
+FILES = [FOLDER / f"degradation-{data}.json" for data in ("digits", "cifar10")]
+RECORD, CIFAR = (json.loads(file.read_text(encoding="utf-8")) for file in FILES)
 DEPTHS, RATES, RATIOS, EPOCHS = (32, 44, 56, 110), (0.1, 0.01, 0.001), ("dx", "dW"), range(21)
 SEEDS = {run["settings"]["seed"] for run in RECORD["runs"]}
 OF_DIGITS = [preset for preset in DegradationReplay.presets if preset != "cifar10"]

@@ -125,7 +125,7 @@ class DegradationReplay(Explorer):
         "large-rate": ("Ten times the rate", {"rate": 0.1}),
         "nearly": ("Nearly closed at 32 layers", {"depth": 32}),
         "deepest": ("ResNet-110 trains", {"depth": 110}),
-        "cifar10": ("On CIFAR-10", {"data": "cifar10"}),
+        "cifar10": ("On CIFAR-10", {"data": "cifar10", "epoch": 4}),
     }
 
     def data(self):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -178,11 +179,24 @@ def test_an_experiment_keeps_what_is_done_does_what_is_missing_and_keeps_the_ord
     assert whole["seconds"] == pytest.approx(sum(run["seconds"] for run in whole["runs"]))
     assert whole["runs"][0]["seconds"] >= 0.9 > whole["runs"][3]["seconds"]
     assert perform(tiny(), folder, root="here") == whole and (folder / "calls").read_text() == calls
-    assert perform(tiny(), folder, root="here", chosen={"i": 2})["runs"] == [whole["runs"][2]]
     save_record(tmp_path / "tiny.json", whole)
     assert load_record(tmp_path / "tiny.json") == whole
     expected = provenance()
     assert {name: whole[name] for name in expected} == expected
+
+
+def killed_measure(settings, folder=None, root=None, only_beginning=False):
+    if settings["i"] == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def test_a_run_that_is_killed_ends_the_experiment_with_an_error_and_what_was_done_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(EXPERIMENTS, "tiny", tiny(measure=killed_measure))
+    with pytest.raises(SystemExit, match="^tiny: .*terminated abruptly"):
+        __main__.main(["tiny"])
+    assert os.listdir(tmp_path) == ["tiny.runs"] and len(os.listdir("tiny.runs")) == 1
 
 
 def test_settings_that_a_record_cannot_hold_are_refused_before_anything_is_run(tmp_path):
@@ -194,7 +208,8 @@ def test_settings_that_a_record_cannot_hold_are_refused_before_anything_is_run(t
 def keep(folder, experiment, settings, **changes):
     """Write a run's file as if it had been done, here or elsewhere."""
     folder.mkdir(exist_ok=True)
-    done = {"run": _identity(experiment, settings), "seconds": 1.0, "where": WHERE, "results": {}, **changes}
+    run = _identity(experiment, settings, experiment.data)
+    done = {"run": run, "seconds": 1.0, "where": WHERE, "results": {}, **changes}
     (folder / f"{_name(settings)}.json").write_text(json.dumps(done))
 
 
@@ -217,8 +232,8 @@ def test_a_record_names_all_places_where_its_runs_were_done(tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"name": "other"}, {"threads": 2}, {"runs": [{"i": 0, "path": "a_b"}]}],
-    ids=["name", "threads", "settings"],
+    [{"name": "other"}, {"threads": 2}, {"runs": [{"i": 0, "path": "a_b"}]}, {"data": lambda root: "others"}],
+    ids=["name", "threads", "settings", "data"],
 )
 def test_a_file_of_another_run_is_refused_before_anything_is_run(tmp_path, changes):
     keep(tmp_path, tiny(), tiny().runs[0])
@@ -237,8 +252,6 @@ def test_a_file_that_is_no_run_is_named(tmp_path, content):
 @pytest.mark.parametrize(
     ("options", "changes", "message"),
     [
-        ({"chosen": {"i": 7}}, {}, "the experiment 'tiny' has no run with {'i': 7}"),
-        ({"chosen": {"depth": 20}}, {}, "the experiment 'tiny' has no run with {'depth': 20}"),
         ({"jobs": 0}, {}, "jobs must be at least 1, got 0"),
         ({}, {"runs": [{"i": 1}, {"i": 2}, {"i": 1}]}, "the experiment 'tiny' has two runs with the same settings"),
     ],
@@ -252,7 +265,7 @@ def test_bad_arguments(tmp_path, options, changes, message):
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_every_run_on_record_has_a_file_of_its_own(experiment):
     assert len({_name(settings) for settings in experiment.runs}) == len(experiment.runs)
-    assert all(_identity(experiment, settings)["settings"] == settings for settings in experiment.runs)
+    assert all(_identity(experiment, settings, "")["settings"] == settings for settings in experiment.runs)
 
 
 def test_the_command_lists_and_repeats_experiments(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from resbook.experiments import EXPERIMENTS
@@ -27,7 +28,7 @@ def main(arguments=None):
     try:
         record = perform(EXPERIMENTS[chosen.name], to.with_suffix(".runs"), root=chosen.root, jobs=chosen.jobs)
         save_record(to, record)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, BrokenProcessPool) as error:
         sys.exit(f"{chosen.name}: {error}")
     print(f"{to}: {len(record['runs'])} runs, {record['seconds']:.0f} s in all")
 

@@ -5,6 +5,8 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,11 +29,12 @@ class Experiment(NamedTuple):
     checkpoint, ``root`` where the reader keeps the data; an experiment that needs neither takes None.
     The results have ``"beginning"``, the norm of the whole gradient in each of the first five steps; with
     ``only_beginning`` the run stops there.
+    ``data`` says what they are, or is a function of ``root`` that sees to them and says it.
     """
 
     name: str
     what: str
-    data: str
+    data: str | Callable
     runs: list
     measure: Callable
     threads: int = 1
@@ -68,10 +71,12 @@ def observed_training(model, data, observe=None, only_beginning=False, **options
         return None, beginning
 
 
-def perform(experiment, folder, *, root=None, jobs=1, chosen=None):
+def perform(experiment, folder, *, root=None, jobs=1):
     """Do the runs of an experiment that are not done yet, and return its record.
 
-    Where they were done on several machines, or with several versions, the record names all of them.
+    Where they were done on several machines, or with several versions, the record names all of them. Of a run that
+    went on from a checkpoint, place and seconds are those of its last part. When a run fails, those beside it are
+    still done and kept.
 
     Args:
         experiment: an :class:`Experiment`.
@@ -80,33 +85,29 @@ def perform(experiment, folder, *, root=None, jobs=1, chosen=None):
             another folder.
         root: where the data are, for experiments on data that the package does not have. Default None.
         jobs: runs at a time. Default 1.
-        chosen: None for all runs, or settings that the wanted ones have. Default None.
 
     Raises:
         TypeError: ``jobs`` is not an integer, or a setting is nothing that JSON holds.
-        ValueError: no run has the chosen settings, two runs have the same, or a file is of another run.
+        ValueError: two runs have the same settings, or a file is of another run, or one on other data.
         OSError: a file could not be written.
+        BrokenProcessPool: a run was killed, as by a system that is out of memory; those done before are kept.
     """
     check_integer("jobs", jobs)
     folder = Path(folder)
-    runs = [settings for settings in experiment.runs if (chosen or {}).items() <= settings.items()]
-    if not runs:
-        raise ValueError(f"the experiment {experiment.name!r} has no run with {chosen}")
-    files = {folder / f"{_name(settings)}.json": _identity(experiment, settings) for settings in runs}
-    if len(files) < len(runs):
+    data = experiment.data(root) if callable(experiment.data) else experiment.data
+    files = {folder / f"{_name(settings)}.json": _identity(experiment, settings, data) for settings in experiment.runs}
+    if len(files) < len(experiment.runs):
         raise ValueError(f"the experiment {experiment.name!r} has two runs with the same settings")
     folder.mkdir(exist_ok=True)
     done = {file: _read(file, run) for file, run in files.items() if file.exists()}
     work = [(experiment.measure, run, file, root) for file, run in files.items() if file not in done]
-    if work:
-        with multiprocessing.get_context("spawn").Pool(min(jobs, len(work))) as pool:
-            for _ in tqdm(pool.imap_unordered(_perform_one, work), total=len(files), initial=len(done)):
-                pass
+    for _ in tqdm(_perform_all(work, jobs), total=len(files), initial=len(done)):
+        pass
     done = [_read(file, run) for file, run in files.items()]
     return {
         "name": experiment.name,
         "what": experiment.what,
-        "data": experiment.data,
+        "data": data,
         "command": f"python -m resbook.experiments {experiment.name}{' --root FOLDER' if root else ''}",
         **_together([run["where"] for run in done]),
         "seconds": round(sum(run["seconds"] for run in done), 1),
@@ -114,8 +115,17 @@ def perform(experiment, folder, *, root=None, jobs=1, chosen=None):
     }
 
 
-def _perform_one(work):
-    measure, run, file, root = work
+def _perform_all(work, jobs):
+    """Do every run in a process, so many at a time, and yield None for each that is done."""
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        waiting, running = iter(work), set()
+        while running := running | {pool.submit(_perform_one, *one) for one in islice(waiting, jobs - len(running))}:
+            done, running = wait(running, return_when=FIRST_COMPLETED)  # none waits in the pool: all that run are kept
+            for run in done:
+                yield run.result()
+
+
+def _perform_one(measure, run, file, root):
     torch.set_num_threads(run["threads"])
     where, start = provenance(), time.perf_counter()
     try:
@@ -128,9 +138,10 @@ def _perform_one(work):
     write_whole(file, json.dumps(done, allow_nan=False).encode())
 
 
-def _identity(experiment, settings):
+def _identity(experiment, settings, data):
     """Return what tells a run from all others, as its file will give it back."""
-    return json.loads(json.dumps({"experiment": experiment.name, "threads": experiment.threads, "settings": settings}))
+    run = {"experiment": experiment.name, "threads": experiment.threads, "data": data, "settings": settings}
+    return json.loads(json.dumps(run))
 
 
 def _read(file, run):

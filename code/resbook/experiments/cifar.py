@@ -12,15 +12,40 @@ from resbook.device import default_device
 from resbook.experiments.base import Experiment, observed_training
 from resbook.files import write_whole
 from resbook.gradients import trace_gradients
+from resbook.images import list_classes
 from resbook.networks import cifar_resnet
 from resbook.recipes import crop_and_flip, paper_schedule
 
+PICTURES = {"train": 50_000, "test": 10_000}
+
+
+def describe(root):
+    """Return which copy of CIFAR-10 is in a folder, all of it: torchvision's files, or folders ``train`` and ``test``.
+
+    Where there is neither, torchvision's files are downloaded: here, and not by several runs at a time.
+    """
+    if not _in_folders(root):
+        cifar10(root, download=True)
+        return "CIFAR-10 (Krizhevsky 2009), in torchvision's files"
+    found = {part: _jpeg_files(Path(root) / part) for part in PICTURES}
+    if found != PICTURES:
+        raise ValueError(f"root must have all of CIFAR-10 as JPEG files, {PICTURES}; {root} has {found}")
+    return "CIFAR-10 (Krizhevsky 2009), all of it, in a copy of JPEG files: not quite the pixels of the paper"
+
 
 def load(root):
-    """Return CIFAR-10 from torchvision's files, or from pictures in folders ``train`` and ``test``."""
+    """Return CIFAR-10 from what :func:`describe` has found."""
+    return image_folder(root, size=None) if _in_folders(root) else cifar10(root)
+
+
+def _jpeg_files(folder):
+    return sum(path.suffix.lower() in (".jpg", ".jpeg") for path in list_classes(folder).paths)
+
+
+def _in_folders(root):
     if root is None:
         raise ValueError("root must be the folder of CIFAR-10, or where to download it to; got none")
-    return image_folder(root, size=None) if (Path(root) / "train").is_dir() else cifar10(root, download=True)
+    return (Path(root) / "train").is_dir()
 
 
 def measure(settings, folder=None, root=None, only_beginning=False):
@@ -74,14 +99,15 @@ def _runs(depths, epochs, bf16):
 DEGRADATION_CIFAR10 = Experiment(
     "degradation-cifar10",
     "Plain and residual networks of 20 and 56 layers by the paper's recipe, shortened to four epochs.",
-    "CIFAR-10 (Krizhevsky 2009), all of it, in a copy of JPEG files: not quite the pixels of the paper",
+    describe,
     _runs((20, 56), epochs=4, bf16=False),
     measure,
 )
 PAPER_CIFAR10 = Experiment(
     "paper-cifar10",
-    "Plain and residual networks of 20, 56 and 110 layers by the paper's recipe, 64,000 steps; for a GPU.",
-    "CIFAR-10 (Krizhevsky 2009), in torchvision's files",
+    "Plain and residual networks of 20, 56 and 110 layers by the paper's recipe, in 164 epochs of 390 steps and with "
+    "16 bits, that of 110 layers without a warm-up; for a GPU.",
+    describe,
     _runs((20, 56, 110), epochs=164, bf16=True),
     measure,
 )

@@ -10,6 +10,7 @@ import yaml
 from browser import ADVICE, find_browser
 from hypothesis import settings
 from playwright.sync_api import sync_playwright
+from resbook.data import Data
 
 ROOT = Path(__file__).parent.parent
 PLACES = r"0x[0-9a-f]{8,}|/(home|root|Users|work|tmp|content)/|site-packages"  # what no output may hold
@@ -51,6 +52,13 @@ def browser():
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+def small_data():
+    """Return 20 images of noise in three classes, and 9 of them to test on, some with other labels."""
+    generator = torch.Generator().manual_seed(1)
+    images, labels = torch.randn(20, 3, 6, 6, generator=generator), torch.arange(20) % 3
+    return Data(images, labels, images[:9].clone(), (labels[:9] + (torch.arange(9) > 3)) % 3, ("a", "b", "c"))
 
 
 def assert_states_equal(ours, theirs):

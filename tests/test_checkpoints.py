@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import io
 import multiprocessing
 import os
 import pickle
@@ -11,21 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import assert_states_equal
+from conftest import assert_states_equal, small_data
 from resbook.checkpoints import Checkpoint
-from resbook.data import Data
 from resbook.networks import cifar_resnet
 from resbook.recipes import crop_and_flip, one_cycle
 from resbook.training import train
 from torch import nn
 
 EPOCHS, STEPS = 6, 4  # steps in an epoch
-
-
-def small_data():
-    generator = torch.Generator().manual_seed(1)
-    images, labels = torch.randn(20, 3, 6, 6, generator=generator), torch.arange(20) % 3
-    return Data(images, labels, images[:9].clone(), (labels[:9] + (torch.arange(9) > 3)) % 3, ("a", "b", "c"))
 
 
 def small_model():
@@ -161,6 +155,11 @@ def changed(part, index, value):
     return data
 
 
+def freeze(model):
+    model[0].requires_grad_(False)
+    return model
+
+
 def scaled():
     data = small_data()
     return data._replace(train_images=2 * data.train_images)
@@ -190,6 +189,7 @@ REFUSED = {
     "augment": ({"augment": None}, "belongs to a training with augment='crop_and_flip', and this one has None"),
     "schedule": ({"schedule": numpy_cosine}, "schedule='one_cycle', and this one has 'numpy_cosine'"),
     "weights": ({"class_weights": torch.ones(3)}, "class_weights=None, and this one has [1.0, 1.0, 1.0]"),
+    "frozen": ({"model": freeze(small_model())}, "frozen=[], and this one has ['0.weight', '0.bias']"),
     "decay": ({"decay_all": False}, "belongs to a training with decay_all=True, and this one has False"),
     "pixel": ({"data": changed("train_images", (7, 1, 2, 3), 9.0)}, "belongs to a training with data=["),
     "scale": ({"data": scaled()}, "belongs to a training with data=["),
@@ -250,6 +250,13 @@ def test_the_same_pictures_normalised_with_other_rounding_are_the_same_data(tmp_
     assert len(history.rows) == 2 and not torch.equal(images, ((pixels.double() / 255 - 0.4713) / 0.2471).float())
 
 
+def test_data_that_are_no_numbers_are_still_the_same_data(tmp_path):
+    data = small_data()
+    data.test_images[0] = torch.nan
+    stopped(tmp_path / "training.pt", STEPS + 1, data=data)
+    assert len(start(tmp_path / "training.pt", data=data)[1].rows) == EPOCHS
+
+
 def parts():
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
@@ -290,10 +297,21 @@ class Evil:
         return Path.touch, (self.path,)
 
 
+def flipped(content, name):
+    """Return a checkpoint with one bit changed inside a weight: PyTorch reads it without complaint."""
+    weight = torch.load(io.BytesIO(content), weights_only=True)["model"][name]
+    changed = bytearray(content)
+    changed[content.index(weight.numpy().tobytes()) + 2] ^= 64
+    after = torch.load(io.BytesIO(bytes(changed)), weights_only=True)["model"][name]
+    assert (after != weight).sum() == 1
+    return bytes(changed)
+
+
 DAMAGED = {
     "empty": lambda content, trap: b"",
     "half": lambda content, trap: content[: len(content) // 2],
     "without its end": lambda content, trap: content[:-1],
+    "a bit": lambda content, trap: flipped(content, "5.weight"),
     "garbage": lambda content, trap: bytes(range(256)) * 20,
     "a picture": lambda content, trap: b"\x89PNG\r\n\x1a\n" + content,
     "another pickle": lambda content, trap: pickle.dumps({"model": 1}, protocol=2),

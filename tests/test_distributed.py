@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_states_equal
-from resbook.data import Data
+from conftest import assert_states_equal, small_data
 from resbook.device import default_device
 from resbook.distributed import broadcast, broadcast_object, mean_over_processes, process_group, rank_and_size
 from resbook.recipes import crop_and_flip
@@ -29,7 +28,7 @@ import torch
 from resbook import checkpoints
 from resbook.distributed import broadcast_object, mean_over_processes, process_group, rank_and_size
 from test_checkpoints import Stopped, raise_at
-from test_distributed import OPTIONS, small_data, small_model, spoilt, start
+from test_distributed import DROPOUT, OPTIONS, small_model, spoilt, start
 
 torch.set_num_threads(1)
 folder, found, written = Path(sys.argv[1]), {}, []
@@ -51,7 +50,17 @@ with process_group() as device:
     except Stopped:
         found["kept"] = sorted(file.name for file in folder.iterdir() if file.suffix == ".pt")
     found["resumed"] = start("norm", checkpoint=path, **OPTIONS["patience"][1])
-    found["written"] = written
+    found["written"] = list(written)
+    torch.manual_seed(rank)  # dropout differs from process to process
+    found["dropout"] = start("dropout", **DROPOUT)
+    torch.manual_seed(rank)
+    path = folder / f"dropout-{rank}.pt"
+    try:
+        start("dropout", checkpoint=path, watch=raise_at(9), **DROPOUT)
+    except Stopped:
+        torch.manual_seed(99)
+    found["dropout, resumed"] = start("dropout", checkpoint=path, **DROPOUT)
+    found["checkpoint"] = path.read_bytes() if rank == 0 else None
     try:
         start("plain", batch_size=5)
     except ValueError as error:
@@ -73,12 +82,7 @@ OPTIONS = {
     "norm": ("norm", {}),
     "patience": ("norm", {"patience": 2, "epochs": 40}),
 }
-
-
-def small_data():
-    generator = torch.Generator().manual_seed(1)
-    images, labels = torch.randn(20, 3, 6, 6, generator=generator), torch.arange(20) % 3
-    return Data(images, labels, images[:9].clone(), (labels[:9] + (torch.arange(9) > 3)) % 3, ("a", "b", "c"))
+DROPOUT = {"epochs": 4}
 
 
 def spoilt():
@@ -89,9 +93,11 @@ def spoilt():
 
 
 def small_model(kind):
-    torch.manual_seed(3)
-    norm = nn.BatchNorm2d(4) if kind == "norm" else nn.Identity()
-    return nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    """Return a network of weights that are always the same, and leave the global generator as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        second = {"norm": nn.BatchNorm2d(4), "dropout": nn.Dropout(0.3)}.get(kind, nn.Identity())
+        return nn.Sequential(nn.Conv2d(3, 4, 3), second, nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
 
 
 def start(kind, data=None, **options):
@@ -206,6 +212,19 @@ def test_the_first_writes_the_checkpoint_and_all_go_on_from_it(found):
         assert_states_equal(one["resumed"][0], one["patience"][0])
         assert one["resumed"][1:] == one["patience"][1:]
     assert {Path(path).name for path in found[0][0]["written"]} == {"0.pt"} and found[0][1]["written"] == []
+
+
+def test_every_process_goes_on_from_its_own_random_state(found):
+    for one in found[0]:
+        assert_states_equal(one["dropout, resumed"][0], one["dropout"][0])
+        assert one["dropout, resumed"][1:] == one["dropout"][1:] and len(one["dropout"][1]) == 4
+
+
+def test_a_checkpoint_of_two_processes_is_not_for_one(found, tmp_path):
+    path = tmp_path / "training.pt"
+    path.write_bytes(found[0][0]["checkpoint"])
+    with pytest.raises(ValueError, match="belongs to a training with processes=2, and this one has 1"):
+        start("dropout", checkpoint=path, **DROPOUT)
 
 
 def test_only_the_first_shows_a_bar(found):

@@ -42,6 +42,13 @@ def test_writes_exactly_what_it_is_given(tmp_path, content):
     assert (tmp_path / "file").read_bytes() == bytes(content)
 
 
+def test_a_link_stays_one_and_its_file_is_written(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "file").symlink_to(tmp_path / "disk" / "file")
+    write_whole(tmp_path / "file", b"new")
+    assert (tmp_path / "file").is_symlink() and (tmp_path / "disk" / "file").read_bytes() == b"new"
+
+
 @pytest.mark.parametrize("before", [None, b"old"])
 @pytest.mark.parametrize("function", ["fsync", "replace"])
 def test_a_full_disk_changes_nothing_and_the_error_says_so(tmp_path, monkeypatch, function, before):

@@ -2,13 +2,14 @@
 
 import errno
 import io
+import zipfile
 import zlib
 from itertools import zip_longest
 from pathlib import Path
 
 import torch
 
-from resbook.distributed import broadcast_object
+from resbook.distributed import broadcast_object, gather_objects, rank_and_size
 from resbook.files import write_whole
 
 
@@ -36,13 +37,18 @@ class Checkpoint:
     def save(self, **more):
         """Write the state of all parts, and ``more``: plain numbers, lists, dictionaries and tensors.
 
+        Of several processes all must call it, and the first one writes, with the random state of each.
+
         Raises:
             OSError: the file could not be written; the checkpoint before it is still there.
         """
         if self.path is None:
             return
+        random = gather_objects(torch.get_rng_state())
+        if rank_and_size()[0] != 0:
+            return
         state = {name: _state(part) for name, part in self.parts.items()}
-        state |= {"settings": self.settings, "layers": str(self.parts["model"]), "random": torch.get_rng_state()}
+        state |= {"settings": self.settings, "layers": str(self.parts["model"]), "random": random}
         buffer = io.BytesIO()
         torch.save({**state, **more}, buffer)
         write_whole(self.path, buffer.getbuffer())
@@ -63,6 +69,8 @@ class Checkpoint:
         if content is None:
             return None
         try:
+            if zipfile.ZipFile(io.BytesIO(content)).testzip():  # a part of it is not what its checksum says
+                raise ValueError
             stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             states = {name: stored[name] for name in self.parts}
             tensors, layers, random = _tensors(states["model"]), stored["layers"], stored["random"]
@@ -81,7 +89,7 @@ class Checkpoint:
         for name, part in self.parts.items():
             restore = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
             restore(states[name])
-        torch.set_rng_state(random)
+        torch.set_rng_state(random[rank_and_size()[0]])
         return stored
 
     def _compare_networks(self, tensors, layers):
@@ -109,7 +117,8 @@ def _checksum(data):
     train, labels, test, test_labels = (tensor.cpu() for tensor in data[:4])
     brighter = [images[..., 1:] > images[..., :-1] for images in (train, test)]
     sums = [zlib.crc32(tensor.contiguous().numpy()) for tensor in (labels, test_labels, *brighter)]
-    return sums + [round(f(images).item(), 2) for images in (train, test) for f in (torch.mean, torch.std)]
+    # As text, in which NaN equals NaN.
+    return sums + [f"{f(images).item():.2f}" for images in (train, test) for f in (torch.mean, torch.std)]
 
 
 def _tensors(state):

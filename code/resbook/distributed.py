@@ -59,6 +59,15 @@ def broadcast_object(value):
     return values[0]
 
 
+def gather_objects(value):
+    """Return a list with every process's value, anything that can be pickled, in all of them."""
+    size = rank_and_size()[1]
+    values = [value] * size
+    if size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def broadcast(tensors):
     """Give all processes the tensors of the first."""
     if rank_and_size()[1] > 1:

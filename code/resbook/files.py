@@ -9,6 +9,9 @@ from pathlib import Path
 def write_whole(path, content):
     """Write bytes to a file so that at every moment it holds either all of them or what it held before.
 
+    They are first written beside it, to a file whose name ends in ``.new``: a process that is killed while it writes
+    leaves that behind. A link stays one.
+
     Args:
         path: of the file, in a folder that exists.
         content: bytes, or a view of them.
@@ -16,7 +19,7 @@ def write_whole(path, content):
     Raises:
         OSError: the file could not be written (a full disk, a missing folder); what was there before still is.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     # In the same folder, so that moving it is one step; of a name that no other writer has.
     new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     try:

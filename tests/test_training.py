@@ -130,7 +130,8 @@ def test_channels_last_changes_the_memory_and_not_the_numbers():
         model[0].register_forward_pre_hook(lambda layer, inputs, images=images: images.append(inputs[0]))
         histories.append(train(model, small_data(), epochs=3, lr=0.05, batch_size=8, channels_last=channels_last))
         assert model[0].weight.is_contiguous(memory_format=torch.channels_last) is channels_last
-        assert images[0].is_contiguous(memory_format=torch.channels_last) is channels_last
+        batches = [batch for batch in images if len(batch) == 8]  # others are tests
+        assert batches[0].is_contiguous(memory_format=torch.channels_last) is channels_last
     for mine, other in zip(*(model.parameters() for model in models), strict=True):
         assert torch.allclose(mine, other, atol=1e-6)
     for mine, other in zip(*(history.rows for history in histories), strict=True):
@@ -278,19 +279,21 @@ def test_history_as_text():
         ({"epochs": 1, "batch_size": 21}, "batch_size must be at most 20, the number of training images, got 21"),
         ({"epochs": 1, "lr": 0}, "lr must be a positive number, got 0"),
         ({"epochs": 1, "lr": float("nan")}, "lr must be a positive number, got nan"),
-        ({"momentum": -0.1}, "momentum must be at least 0 and below 1, got -0.1"),
-        ({"momentum": 1}, "momentum must be at least 0 and below 1, got 1"),
-        ({"momentum": math.nan}, "momentum must be at least 0 and below 1, got nan"),
+        ({"momentum": -0.1}, "momentum must be a number of at least 0 and below 1, got -0.1"),
+        ({"momentum": 1}, "momentum must be a number of at least 0 and below 1, got 1"),
+        ({"momentum": math.nan}, "momentum must be a number of at least 0 and below 1, got nan"),
         ({"weight_decay": -1e-4}, "weight_decay must be a number of at least 0, got -0.0001"),
         ({"weight_decay": math.nan}, "weight_decay must be a number of at least 0, got nan"),
         ({"clip": 0}, "clip must be None or a positive number, got 0"),
         ({"clip": -1.0}, "clip must be None or a positive number, got -1.0"),
         ({"clip": math.nan}, "clip must be None or a positive number, got nan"),
         ({"patience": 0}, "patience must be at least 1, got 0"),
-        ({"class_weights": torch.ones(2)}, "class_weights must be 3 numbers of at least 0, one per class, got "),
-        ({"class_weights": torch.ones(1, 3)}, "class_weights must be 3 numbers of at least 0, one per class, got "),
-        ({"class_weights": [1, 2, -1]}, "at least 0, one per class, got \\[1, 2, -1\\]"),
-        ({"class_weights": [1, math.nan, 1]}, "at least 0, one per class, got \\[1, nan, 1\\]"),
+        ({"class_weights": torch.ones(2)}, "class_weights must be 3 numbers of at least 0, one per class and not "),
+        ({"class_weights": torch.ones(1, 3)}, "class_weights must be 3 numbers of at least 0, one per class and not "),
+        ({"class_weights": [1, 2, -1]}, "one per class and not all 0, got \\[1, 2, -1\\]"),
+        ({"class_weights": [1, math.nan, 1]}, "one per class and not all 0, got \\[1, nan, 1\\]"),
+        ({"class_weights": [0, 0, 0]}, "one per class and not all 0, got \\[0, 0, 0\\]"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
 def test_bad_arguments(options, message):
@@ -299,8 +302,53 @@ def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         train(model, small_data(), **{"epochs": 1, "batch_size": 20, **options})
     assert_states_equal(model.state_dict(), start)
-    with pytest.raises(TypeError, match="epochs must be an integer of at least 1, got 1.5"):
-        train(small_model(), small_data(), epochs=1.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 1.5}, "epochs must be an integer of at least 1, got 1.5"),
+        ({"seed": 1.5}, "seed must be an integer of at least 0, got 1.5"),
+        ({"lr": "0.1"}, "lr must be a positive number, got '0.1'"),
+        ({"momentum": True}, "momentum must be a number of at least 0 and below 1, got True"),
+        ({"weight_decay": None}, "weight_decay must be a number of at least 0, got None"),
+        ({"clip": "1"}, "clip must be None or a positive number, got '1'"),
+    ],
+)
+def test_arguments_of_another_type(options, message):
+    with pytest.raises(TypeError, match=message):
+        train(small_model(), small_data(), **{"epochs": 1, "batch_size": 20, **options})
+
+
+@pytest.mark.parametrize("part", ["train_labels", "test_labels"])
+@pytest.mark.parametrize(("label", "message"), [(3, "got 0 to 3"), (-100, "got -100 to 2")])
+def test_labels_without_a_class_are_told(part, label, message):
+    data = small_data()
+    data = data._replace(**{part: torch.cat([getattr(data, part)[:-1], torch.tensor([label])])})
+    with pytest.raises(ValueError, match=f"labels must be from 0 to 2, the last position in classes, {message}"):
+        train(small_model(), data, epochs=1, batch_size=20)
+
+
+@pytest.mark.parametrize("last", [nn.Linear(64, 2), nn.Unflatten(1, (4, 4, 4))])
+def test_a_model_with_too_few_outputs_is_told(last):
+    model = nn.Sequential(*small_model()[:4], last)
+    with pytest.raises(ValueError, match="a logit for each of the 3 classes, got outputs \\(1, [24]"):
+        train(model, small_data(), epochs=1, batch_size=20)
+
+
+def test_a_batch_of_images_that_weigh_nothing_has_no_loss_and_does_not_end_the_training():
+    model = small_model()
+    seen = []
+    history = train(
+        model,
+        small_data(),
+        epochs=1,
+        batch_size=1,
+        class_weights=[0, 0, 1],
+        watch=lambda step, model: seen.append(model[4].weight.grad.norm().item()),
+    )
+    assert history.diverged is None and len(history.rows) == 1
+    assert sum(norm > 0 for norm in seen) == 6 and seen.count(0.0) == 14  # labels 0, 1, 2, 0, ... of twenty images
 
 
 def test_evaluate_does_not_depend_on_the_batch_size():

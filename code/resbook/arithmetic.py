@@ -151,12 +151,14 @@ def receptive_field(layers):
     return field
 
 
-def check_integer(name, value, least=1):
-    """Raise unless ``value`` is an integer of at least ``least``; ``name`` is the argument named in the message."""
+def check_integer(name, value, least=1, most=None):
+    """Raise unless ``value`` is an integer in this range; ``name`` is the argument named in the message."""
     if isinstance(value, bool) or not isinstance(value, (int, Integral)):  # numpy's integers are fine
         raise TypeError(f"{name} must be an integer of at least {least}, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
 
 
 def _check_window(size, kernel, stride, padding, dilation):

@@ -4,6 +4,7 @@ import copy
 import math
 import re
 from contextlib import nullcontext
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,13 @@ from resbook.checkpoints import Checkpoint
 from resbook.distributed import broadcast, broadcast_object, mean_over_processes, rank_and_size
 from resbook.history import EpochRow, History
 from resbook.recipes import constant, parameter_groups
+
+NUMBERS = {  # arguments that are numbers: what is allowed, in words and as a condition
+    "lr": ("a positive number", lambda value: 0 < value < math.inf),
+    "momentum": ("a number of at least 0 and below 1", lambda value: 0 <= value < 1),
+    "weight_decay": ("a number of at least 0", lambda value: 0 <= value < math.inf),
+    "clip": ("None or a positive number", lambda value: value > 0),
+}
 
 
 def train(
@@ -46,7 +54,8 @@ def train(
     Rate, momentum, weight decay and batch size are by default those of He et al. 2016a, section 4.2; its schedule and
     augmentation are in :mod:`resbook.recipes`. A last batch that is not full is left out, and its images
     come again in another epoch, in another order. Training stops when the loss is not finite, and the history says
-    so. Afterwards the model is in evaluation mode.
+    so; the weights are those before that step, running statistics may not be finite. Afterwards the model is in
+    evaluation mode.
 
     Several processes, inside :func:`resbook.distributed.process_group`, train one model: each takes its share of
     every batch, and the gradients are averaged. All go through the same images in the same order as one would; batch
@@ -66,7 +75,7 @@ def train(
         augment: None, or changes a batch, as :func:`resbook.recipes.crop_and_flip` does: ``augment(images,
             generator)``. Default None.
         class_weights: None, or a weight for each class in the training loss, a tensor or a list; the test loss has
-            none. Default None.
+            none. A batch whose images all have the weight 0 has the loss 0. Default None.
         clip: None, or the Euclidean norm that the gradient of all weights together is cut to. Default None.
         bf16: train with convolutions and matrix products in 16 bits, by autocast; the test is in full precision.
             Default False.
@@ -76,12 +85,12 @@ def train(
             weights of the best epoch, also when all epochs were done. Hand over validation images as the test part,
             then. Default None.
         checkpoint: None, or a file that is written after every epoch, in a folder that exists. Where the file exists,
-            the training goes on from it, on a CPU to the same result, bit for bit. It has to be the same training;
-            functions are compared by name. Default None.
+            the training goes on from it, on a CPU to the same result, bit for bit. It has to be the same training,
+            with as many processes; functions are compared by name. Default None.
         progress: show a bar, in a terminal or a notebook. Default False.
         writer: None, or where to log every epoch: ``writer.add_scalar(name, value, epoch)``, as TensorBoard's
             ``SummaryWriter`` has it. Default None.
-        seed: of the order of the images and of ``augment``. Default 0.
+        seed: of the order of the images and of ``augment``, at least 0. Default 0.
         watch: None, or called in every step as ``watch(step, model)``, when the gradients are there (and clipped) and
             before the weights move. Default None.
 
@@ -89,8 +98,9 @@ def train(
         A :class:`History`.
 
     Raises:
-        TypeError: a count is not an integer.
-        ValueError: a number is out of range, or the checkpoint is damaged or belongs to another training.
+        TypeError: a count is not an integer, or another number is none.
+        ValueError: a number or a label is out of range, the model has fewer outputs than there are classes, or the
+            checkpoint is damaged or belongs to another training.
         OSError: the checkpoint cannot be read or written; the one before is still there.
     """
     settings = {"epochs": epochs, "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "decay_all": decay_all}
@@ -98,7 +108,7 @@ def train(
     settings |= {"clip": clip, "bf16": bf16, "channels_last": channels_last, "patience": patience, "seed": seed}
     settings = {name: _plain(value) for name, value in settings.items()}
     count, (rank, processes) = len(data.train_images), rank_and_size()
-    _check(settings, count, len(data.classes), processes)
+    _check(settings, data, processes)
 
     weight = next(model.parameters())
     if bf16 and not torch.amp.is_autocast_available(weight.device.type):
@@ -113,8 +123,11 @@ def train(
     groups = parameter_groups(model, settings["weight_decay"], decay_all)
     optimizer = torch.optim.SGD(groups, settings["lr"], momentum=settings["momentum"])
     generator = torch.Generator().manual_seed(settings["seed"])
+    settings["processes"] = processes
+    settings["frozen"] = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     kept = Checkpoint(checkpoint, settings, data, {"model": model, "optimizer": optimizer, "generator": generator})
     stored = kept.load() or {"rows": (), "best": None}
+    _check_outputs(model, data)
     history, best, per_epoch = History(stored["rows"]), stored["best"], count // batch_size
     silent = None if progress and rank == 0 else True  # None: shown in a terminal or a notebook alone
     options = {"class_weights": class_weights, "clip": clip, "bf16": bf16}
@@ -143,8 +156,7 @@ def train(
         if writer is not None and rank == 0:
             for name, value in zip(EpochRow._fields[1:], history.rows[-1][1:], strict=True):
                 writer.add_scalar(name, value, epoch + 1)
-        if rank == 0:
-            kept.save(rows=[list(row) for row in history.rows], best=best)
+        kept.save(rows=[list(row) for row in history.rows], best=best)
     if best is not None:
         model.load_state_dict(best)
     model.eval()
@@ -229,7 +241,7 @@ def evaluate(model, images, labels, batch_size=500):
         model: maps images to logits.
         images: ``(N, C, H, W)``, on the model's device, as ``labels``.
         labels: int64 ``(N,)``.
-        batch_size: images at a time, which changes the memory needed and not the result. Default 500.
+        batch_size: images at a time, which changes the memory needed, and the result by rounding alone. Default 500.
     """
     model.eval()
     logits = torch.cat([model(batch) for batch in images.split(batch_size)])
@@ -240,12 +252,29 @@ def mean_loss(logits, labels, class_weights):
     """Return the cross-entropy, as a mean whose weights are those of the whole batch, also where this is a share."""
     if class_weights is None:
         return F.cross_entropy(logits, labels)
-    whole = mean_over_processes(class_weights[labels].sum())
+    whole = mean_over_processes(class_weights[labels].sum()).clamp(min=torch.finfo(class_weights.dtype).tiny)
     return F.cross_entropy(logits, labels, class_weights, reduction="sum") / whole
 
 
-def _check(settings, count, classes, processes):
-    """Raise TypeError or ValueError for a setting with which no training is possible."""
+def _check_outputs(model, data):
+    with torch.no_grad():
+        shape = tuple(model.eval()(data.train_images[:1]).shape)
+    if len(shape) != 2 or shape[1] < len(data.classes):
+        raise ValueError(
+            f"model must map an image to a logit for each of the {len(data.classes)} classes, got outputs {shape}"
+        )
+
+
+def _check(settings, data, processes):
+    """Raise TypeError or ValueError for a setting or labels with which no training is possible."""
+    count, classes = len(data.train_images), len(data.classes)
+    for labels in (data.train_labels, data.test_labels):
+        if not 0 <= labels.min() <= labels.max() < classes:
+            raise ValueError(
+                f"labels must be from 0 to {classes - 1}, the last position in classes, "
+                f"got {labels.min()} to {labels.max()}"
+            )
+    check_integer("seed", settings["seed"], least=0)
     check_integer("epochs", settings["epochs"])
     check_integer("batch_size", settings["batch_size"])
     if settings["batch_size"] > count:
@@ -254,21 +283,22 @@ def _check(settings, count, classes, processes):
         )
     if settings["batch_size"] % processes:
         raise ValueError(f"batch_size must be a multiple of the {processes} processes, got {settings['batch_size']}")
-    if not 0 < settings["lr"] < math.inf:
-        raise ValueError(f"lr must be a positive number, got {settings['lr']}")
-    if not 0 <= settings["momentum"] < 1:
-        raise ValueError(f"momentum must be at least 0 and below 1, got {settings['momentum']}")
-    if not 0 <= settings["weight_decay"] < math.inf:
-        raise ValueError(f"weight_decay must be a number of at least 0, got {settings['weight_decay']}")
-    if settings["clip"] is not None and not settings["clip"] > 0:
-        raise ValueError(f"clip must be None or a positive number, got {settings['clip']}")
+    for name, (allowed, fits) in NUMBERS.items():
+        value = settings[name]
+        if value is None and name == "clip":
+            continue
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name} must be {allowed}, got {value!r}")
+        if not fits(value):
+            raise ValueError(f"{name} must be {allowed}, got {value}")
     if settings["patience"] is not None:
         check_integer("patience", settings["patience"])
     if settings["class_weights"] is not None:
         weights = torch.as_tensor(settings["class_weights"], dtype=torch.float64)
-        if weights.shape != (classes,) or not ((weights >= 0) & (weights < math.inf)).all():
+        if weights.shape != (classes,) or not ((weights >= 0) & (weights < math.inf)).all() or not weights.any():
             raise ValueError(
-                f"class_weights must be {classes} numbers of at least 0, one per class, got {settings['class_weights']}"
+                f"class_weights must be {classes} numbers of at least 0, one per class and not all 0, "
+                f"got {settings['class_weights']}"
             )
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from resbook import resnet18
 from resbook.gradcam import grad_cam, heat_inside, peak_inside
 from torch import nn
@@ -33,6 +34,16 @@ def test_it_is_the_definition_image_by_image():
         expected = F.relu((alpha[..., None, None] * kept["maps"]).sum(1))
         assert torch.allclose(maps[i], expected[0], atol=1e-5)
     hook.remove()
+
+
+@pytest.mark.parametrize("layer", ["bn1", "layer4.1.bn2"])
+def test_a_layer_whose_output_is_overwritten_in_place_gets_the_same_map(layer):
+    """Torchvision's networks do so, by ReLU and by the addition of the shortcut."""
+    images, classes = torch.randn(2, 3, 64, 64), torch.tensor([3, 7])
+    theirs, ours = torchvision.models.resnet18(), resnet18()
+    ours.load_state_dict(theirs.state_dict())
+    maps = grad_cam(theirs, images, classes, layer)
+    assert maps.max() > 0 and torch.allclose(maps, grad_cam(ours, images, classes, layer), atol=1e-6)
 
 
 def test_it_leaves_model_and_images_as_they_were():

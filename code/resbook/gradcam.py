@@ -26,7 +26,12 @@ def grad_cam(model, images, classes, layer):
     if layer not in modules:
         raise ValueError(f"layer must name a module of the model, got {layer!r}")
     kept = []
-    hook = modules[layer].register_forward_hook(lambda module, inputs, output: kept.append(output))
+
+    def keep(module, inputs, output):
+        kept.append(output)
+        return output.clone()  # what comes next may change its input in place
+
+    hook = modules[layer].register_forward_hook(keep)
     model.eval()
     with torch.enable_grad():  # also where a chapter has switched it off
         try:

@@ -375,7 +375,7 @@ def test_a_list_may_come_from_a_spreadsheet(pictures, encoding, end):
 
 
 def test_a_list_may_give_whole_paths_and_may_repeat_itself(pictures):
-    listing = pictures(f"file,class\n{pictures.root / 'a.png'},x\nü.png,y\na.png,x\n./ü.png,y\n")
+    listing = pictures(f"file,class\n{pictures.root / 'a.png'},x\nü.png, y\na.png ,x\nsub/../ü.png,y\n")
     assert listing.paths == [pictures.root / "a.png", pictures.root / "ü.png"] and listing.labels == [0, 1]
 
 
@@ -392,6 +392,9 @@ def test_a_list_may_give_whole_paths_and_may_repeat_itself(pictures):
         ("file,class,photograph\na.png,x,1\nü.png,y,\n", "line 3: file, class, photograph must not be empty"),
         ("file,class\na.png,x\nb, c.png,y\n", "line 3 has 3 values for 2 columns"),
         ("file,class\na.png,x\nü.png,y\na.png,y\n", "line 4: a.png has the class y here, x above"),
+        ("file,class,class\na.png,x,y\n", r"must name every column once; it has \['file', 'class', 'class'\]"),
+        ("file,class\na.png,x\nü.png, \n", "line 3: file, class must not be empty"),
+        ("file,class\na.png,x\nü.png,y\nsub/../a.png,y\n", "line 4: sub/../a.png has the class y here, x above"),
         ("file,class\na.png,x\nü.png,y\n./a.png,y\n", "line 4: ./a.png has the class y here, x above"),
         ("file,class,photograph\na.png,x,1\na.png,x,2\n", "line 3: a.png has the photograph 2 here, 1 above"),
         ("file,class\na.png,x\nü.png,x\n", "at least two classes; there is x$"),

@@ -22,7 +22,7 @@ def draw_cracks(count, size=64, seed=0, *, healed=False):
     Args:
         count: how many pictures; they go through the six classes in turn.
         size: height and width in pixels, at least 16. Default 64.
-        seed: of everything random; picture ``i`` of a seed does not depend on ``count``. Default 0.
+        seed: of everything random, 0 to 2**32 - 1; picture ``i`` of a seed does not depend on ``count``. Default 0.
         healed: leave the cracks out, and nothing else: every picture is drawn with the same texture, joint, stains,
             shadow, tint and noise, and keeps its label. Default False.
 
@@ -32,11 +32,11 @@ def draw_cracks(count, size=64, seed=0, *, healed=False):
 
     Raises:
         TypeError: an argument is not an integer.
-        ValueError: ``count`` is below 1, or ``size`` below 16.
+        ValueError: ``count`` is below 1, ``size`` below 16, or ``seed`` out of range.
     """
     check_integer("count", count)
     check_integer("size", size, least=16)
-    check_integer("seed", seed, least=0)
+    check_integer("seed", seed, least=0, most=2**32 - 1)
     labels = torch.arange(count) % len(CRACK_CLASSES)
     pictures = []
     for i, label in enumerate(labels.tolist()):
@@ -52,12 +52,15 @@ class Chance:
         self.generator = torch.Generator().manual_seed(seed)
 
     def between(self, low, high):
+        """Return a number, every one from ``low`` to ``high`` being as likely."""
         return low + (high - low) * torch.rand((), generator=self.generator).item()
 
     def happens(self, probability):
+        """Return True with a probability."""
         return self.between(0, 1) < probability
 
     def noise(self, *shape):
+        """Return a tensor of this shape from the standard normal distribution."""
         return torch.randn(shape, generator=self.generator)
 
 

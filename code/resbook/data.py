@@ -49,6 +49,8 @@ def digits(seed=0):
 
     Raises:
         ModuleNotFoundError: scikit-learn, which holds the images, is not installed.
+        TypeError: ``seed`` is not an integer.
+        ValueError: ``seed`` is out of range.
     """
     from sklearn.datasets import load_digits
 
@@ -164,7 +166,8 @@ def cifar10(root, download=False):
 
     Args:
         root: the folder where torchvision keeps or finds its own folder, ``cifar-10-batches-py``.
-        download: fetch 163 MiB if that is not there, and show a bar. Default False.
+        download: fetch 163 MiB if that is not there, and show a bar; in one process, before others start, since two
+            would write the same file. Default False.
 
     Returns:
         :class:`Data` with images ``(N, 3, 32, 32)``, in the order of the files.

@@ -85,21 +85,23 @@ def list_file(root, labels):
     """
     rows = {}
     for line, row in _read_rows(labels):
-        known = rows.setdefault(Path(root) / row["file"], row)
+        path = Path(root) / row["file"]
+        _, known = rows.setdefault(path.resolve(), (path, row))  # however it is written
         for column in known.keys() - {"file"}:
             if row[column] != known[column]:
                 raise ValueError(
                     f"{labels}, line {line}: {row['file']} has the {column} {row[column]} here, {known[column]} above"
                 )
-    absent = [path for path in rows if not path.is_file()]
+    paths, rows = zip(*rows.values(), strict=True) if rows else ((), ())
+    absent = [path for path in paths if not path.is_file()]
     if absent:
         raise FileNotFoundError(f"{labels} names pictures that are not there: {_few(absent)}")
-    classes = tuple(sorted({row["class"] for row in rows.values()}))
+    classes = tuple(sorted({row["class"] for row in rows}))
     if len(classes) < 2:
         raise ValueError(f"{labels} must name at least two classes; there is {_few(classes)}")
-    chosen = [classes.index(row["class"]) for row in rows.values()]
-    photographs = [row["photograph"] for row in rows.values() if "photograph" in row] or None
-    return Listing(list(rows), chosen, classes, photographs)
+    chosen = [classes.index(row["class"]) for row in rows]
+    photographs = [row["photograph"] for row in rows if "photograph" in row] or None
+    return Listing(list(paths), chosen, classes, photographs)
 
 
 def _read_rows(path):
@@ -116,10 +118,12 @@ def _read_rows(path):
         raise ValueError(f"labels must be a CSV file in UTF-8; {path} is not: {error}") from error
     if not {"file", "class"} <= set(header):
         raise ValueError(f"{path} must have columns named file and class, separated by commas; it has {header}")
+    if len(set(header)) < len(header):
+        raise ValueError(f"{path} must name every column once; it has {header}")
     for line, row in rows:
         if None in row:
             raise ValueError(f"{path}, line {line} has {len(header) + len(row[None])} values for {len(header)} columns")
-        row = {name: row[name] for name in ("file", "class", "photograph") if name in header}
+        row = {name: (row[name] or "").strip() for name in ("file", "class", "photograph") if name in header}
         if not all(row.values()):
             raise ValueError(f"{path}, line {line}: {', '.join(row)} must not be empty")
         yield line, row

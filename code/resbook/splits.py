@@ -37,20 +37,20 @@ def split(labels, classes, photographs=None, test_share=0.2, seed=0):
         photographs: None, or the name of the photograph that each image was cut from; all images of one go to the
             same part, and so proportions hold roughly. Default None.
         test_share: above 0 and at most 0.5. Default 0.2.
-        seed: Default 0.
+        seed: 0 to 2**32 - 1. Default 0.
 
     Returns:
         Two lists.
 
     Raises:
         TypeError: ``seed`` is not an integer.
-        ValueError: a part would have no image of a class, ``test_share`` is out of range, or ``seed`` is negative.
+        ValueError: a part would have no image of a class, or ``test_share`` or ``seed`` is out of range.
     """
     from sklearn.model_selection import train_test_split
 
     if not 0 < test_share <= 0.5:
         raise ValueError(f"test_share must be above 0 and at most 0.5, got {test_share}")
-    check_integer("seed", seed, least=0)
+    check_integer("seed", seed, least=0, most=2**32 - 1)
     labels = np.asarray(labels)
     if photographs is not None:
         return _split_by_photograph(labels, classes, photographs, test_share, seed)

@@ -37,7 +37,9 @@ from resbook import default_device
 
 print("computing on", default_device())"""
 INSTALL = "%pip install -q --no-deps git+{url}@{branch}"
-NO_ADDRESS = 'sys.exit("Upload the book as book.zip, then: %pip install --no-deps book.zip")'
+NO_ADDRESS = """\
+sys.exit("Zip the book's folder, upload it here as book.zip, run "
+             "%pip install --no-deps book.zip, and then this cell again.")"""
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"  # names a model that is gone; the text/html beside it stays
 NOTEBOOK_TAGS = ("measured", "nbval-ignore-output", "raises-exception")

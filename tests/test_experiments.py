@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from resbook.experiments import EXPERIMENTS, cifar
+from resbook.experiments.augmentation import flip, move
 from resbook.experiments.base import perform
 from resbook.experiments.cracks import Contrast
 from resbook.fingerprint import arithmetic
@@ -21,6 +22,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"  # pictures that are not 
 REPEATED = {  # per record, the runs whose first steps are done again: those whose rounding errors grow least
     "degradation-digits": [{"depth": 20}, {"depth": 56, "kind": "residual", "lr": 0.01}],
     "learning-rates-digits": [{"lr": 0.03}],
+    "augmentation-digits": [{"augment": "none"}, {"augment": "moves"}],
     "zero-gamma-digits": [{}],
     "no-normalisation-digits": [{"depth": 20, "init": "he"}, {"skip_init": True, "lr": 0.01}],
     "cracks-drawn": [{}],
@@ -82,6 +84,21 @@ def test_the_first_steps_come_out_as_recorded(name, threads, root):
 def test_a_contrast_asks_why_cracked_and_not_intact():
     logits = torch.tensor([[1.0, 4, 2, 2.5, -1, 0]])
     assert Contrast()(logits).tolist() == [[-3, 3, -0.5, 0.5, -1, 1]]
+
+
+def test_a_move_is_one_of_nine_and_brings_in_the_background():
+    image, generator = torch.randn(1, 2, 4, 5), torch.Generator().manual_seed(0)
+    padded = torch.full((1, 2, 6, 7), image.min())
+    padded[:, :, 1:5, 1:6] = image
+    expected = {tuple(padded[:, :, d : d + 4, r : r + 5].flatten().tolist()) for d in range(3) for r in range(3)}
+    assert {tuple(moved.flatten().tolist()) for moved in move(image.expand(200, -1, -1, -1), generator)} == expected
+
+
+def test_a_flip_mirrors_half():
+    image = torch.randn(1, 1, 4, 5)
+    flipped = flip(image.expand(400, -1, -1, -1), torch.Generator().manual_seed(0))
+    mirrored = (flipped == image.flip(3)).flatten(1).all(1)
+    assert 150 < mirrored.sum() < 250 and torch.equal(flipped[~mirrored][0], image[0])
 
 
 def test_a_turn_is_one_of_the_eight_of_a_square():

@@ -39,8 +39,8 @@ HEADS = {"global": "global average: any size", "fixed": "fixed window: built for
 def build(network, variant, head, classes):
     """Return the network of these settings, with random weights; on the meta device inside ``torch.device("meta")``.
 
-    The fixed window of the "fixed" head is 7x7 (8x8 in the networks for CIFAR), as in older code: it fits the last map
-    of the size for which the network was made, and no other.
+    The fixed window of the "fixed" head is 7x7 (8x8 in the networks for CIFAR), as in older code: it fits images
+    whose last map is that large: of the size for which the network was made, or a little smaller.
     """
     if variant == "v1" and network in LAYERS:
         model = ResNet(BottleneckV1, LAYERS[network], classes)

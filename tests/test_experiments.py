@@ -164,6 +164,15 @@ def test_what_is_not_all_of_cifar_10_is_not_recorded_as_that(ten_classes, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
+def test_other_tiles_are_not_the_decks(tmp_path):
+    for state, photograph in (("CD", "1"), ("UD", "2")):
+        (tmp_path / state).mkdir()
+        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / state / f"{photograph}-1.jpg")
+    experiment = EXPERIMENTS["cracks-deck"]
+    with pytest.raises(ValueError, match="must have the deck's 400 tiles from 6 photographs; .* has 2 from 2"):
+        experiment.measure(experiment.runs[0], root=tmp_path)
+
+
 @pytest.mark.parametrize("name", ["degradation-cifar10", "cracks-deck"])
 def test_data_of_ones_own_must_be_named(name):
     with pytest.raises(ValueError, match="root must be the folder of"):

@@ -269,11 +269,9 @@ def _check(settings, data, processes):
     """Raise TypeError or ValueError for a setting or labels with which no training is possible."""
     count, classes = len(data.train_images), len(data.classes)
     for labels in (data.train_labels, data.test_labels):
-        if not 0 <= labels.min() <= labels.max() < classes:
-            raise ValueError(
-                f"labels must be from 0 to {classes - 1}, the last position in classes, "
-                f"got {labels.min()} to {labels.max()}"
-            )
+        wrong = labels[(labels < 0) | (labels >= classes)]
+        if len(wrong):
+            raise ValueError(f"labels must be positions in classes, 0 to {classes - 1}, got {wrong[0]}")
     check_integer("seed", settings["seed"], least=0)
     check_integer("epochs", settings["epochs"])
     check_integer("batch_size", settings["batch_size"])

@@ -21,9 +21,8 @@ def move(images, generator):
     height, width = images.shape[2:]
     down, right = torch.randint(3, (2, len(images)), generator=generator).tolist()
     padded = F.pad(images, (1, 1, 1, 1), value=images.min().item())
-    return torch.stack(
-        [image[:, d : d + height, r : r + width] for image, d, r in zip(padded, down, right, strict=True)]
-    )
+    shifts = zip(padded, down, right, strict=True)
+    return torch.stack([image[:, d : d + height, r : r + width] for image, d, r in shifts])
 
 
 def flip(images, generator):
@@ -43,12 +42,22 @@ def measure(settings, folder=None, root=None, only_beginning=False):
     """
     data = digits().to(default_device())
     digit, label = data.test_images, data.test_labels
-    few = data._replace(train_images=data.train_images[:500], train_labels=data.train_labels[:500])
-    few = few._replace(test_images=digit[:1], test_labels=label[:1])  # tested at the end, not after every epoch
+    few = data._replace(
+        train_images=data.train_images[:500],
+        train_labels=data.train_labels[:500],
+        test_images=digit[:1],  # tested at the end, and not after every epoch
+        test_labels=label[:1],
+    )
     torch.manual_seed(settings["seed"])
     model = cifar_resnet(8, in_channels=1).to(default_device())
-    recipe = {"augment": AUGMENTATIONS[settings["augment"]], "schedule": SCHEDULES[settings["schedule"]]}
-    recipe |= {"epochs": settings["epochs"], "lr": 0.1, "batch_size": 32, "seed": settings["seed"]}
+    recipe = {
+        "augment": AUGMENTATIONS[settings["augment"]],
+        "schedule": SCHEDULES[settings["schedule"]],
+        "epochs": settings["epochs"],
+        "lr": 0.1,
+        "batch_size": 32,
+        "seed": settings["seed"],
+    }
     _, beginning = observed_training(model, few, None, only_beginning, **recipe)
     if only_beginning:
         return {"beginning": beginning}
@@ -57,7 +66,8 @@ def measure(settings, folder=None, root=None, only_beginning=False):
         "moved": move(digit, torch.Generator().manual_seed(0)),
         "mirrored": digit.flip(3),
     }
-    return {"beginning": beginning, "accuracy": {name: evaluate(model, of, label)[1] for name, of in tests.items()}}
+    accuracy = {name: evaluate(model, of, label)[1] for name, of in tests.items()}
+    return {"beginning": beginning, "accuracy": accuracy}
 
 
 AUGMENTATION_DIGITS = Experiment(

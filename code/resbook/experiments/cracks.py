@@ -113,6 +113,11 @@ def measure_deck(settings, folder=None, root=None, only_beginning=False):
     if root is None:
         raise ValueError("root must be the folder of the deck's tiles, with CD and UD in it; got none")
     images, listing = read_pictures(list_classes(root, lambda path: path.stem.split("-")[0]), size=64)
+    found = len(listing.paths), len(set(listing.photographs))
+    if found != (400, 6):  # what the record says it was made of
+        raise ValueError(
+            f"root must have the deck's 400 tiles from 6 photographs; {root} has {found[0]} from {found[1]}"
+        )
     labels, photographs = 1 - torch.tensor(listing.labels), np.array(listing.photographs)  # 1 is cracked
     folds = StratifiedKFold(5, shuffle=True, random_state=0).split(labels, labels)
     train, test = list(folds)[settings["fold"]]

@@ -85,14 +85,14 @@ def list_file(root, labels):
     """
     rows = {}
     for line, row in _read_rows(labels):
-        path = Path(root) / row["file"]
-        _, known = rows.setdefault(path.resolve(), (path, row))  # however it is written
+        known = rows.setdefault((Path(root) / row["file"]).resolve(), row)  # one picture, however its path is written
         for column in known.keys() - {"file"}:
             if row[column] != known[column]:
                 raise ValueError(
                     f"{labels}, line {line}: {row['file']} has the {column} {row[column]} here, {known[column]} above"
                 )
-    paths, rows = zip(*rows.values(), strict=True) if rows else ((), ())
+    rows = rows.values()
+    paths = [Path(root) / row["file"] for row in rows]
     absent = [path for path in paths if not path.is_file()]
     if absent:
         raise FileNotFoundError(f"{labels} names pictures that are not there: {_few(absent)}")
@@ -101,7 +101,7 @@ def list_file(root, labels):
         raise ValueError(f"{labels} must name at least two classes; there is {_few(classes)}")
     chosen = [classes.index(row["class"]) for row in rows]
     photographs = [row["photograph"] for row in rows if "photograph" in row] or None
-    return Listing(list(paths), chosen, classes, photographs)
+    return Listing(paths, chosen, classes, photographs)
 
 
 def _read_rows(path):
